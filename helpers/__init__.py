@@ -1,0 +1,1 @@
+"""The code of the series: one module per notebook, made from it by helpers.export."""

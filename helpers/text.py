@@ -1,0 +1,463 @@
+"""2 · From text to tensors.
+
+Made from notebooks/02_text.ipynb by helpers.export.
+Edit the notebook, not this file.
+"""
+
+import heapq
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import regex
+import tiktoken
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from helpers.setup import fetch, find_root
+
+__all__ = [
+    "read_text",
+    "byte_symbols",
+    "SPLIT_PATTERN",
+    "END_OF_TEXT",
+    "merge_pair",
+    "learn_merges",
+    "make_encoding",
+    "train_bpe",
+    "bpe_encode",
+    "eos_id",
+    "encode",
+    "save_tokenizer",
+    "find_files",
+    "load_tokenizer",
+    "TokenWindows",
+    "make_loader",
+]
+
+
+# cell read-text of notebooks/02_text.ipynb
+def read_text(path: str | Path) -> str:
+    """Read a UTF-8 text file whole, with line ends turned into `\\n`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not UTF-8, or holds nothing but white space.
+
+    Example:
+        >>> read_text(find_root() / "data" / "story.txt")[:1] != ""
+        True
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path} is not UTF-8: byte {error.object[error.start]:#04x} at offset {error.start}. "
+            "Save it as UTF-8, or decode it with its own encoding first."
+        ) from None
+    if not text.strip():
+        raise ValueError(f"{path} is empty: expected some text to read.")
+    return text
+
+
+# cell byte-symbols of notebooks/02_text.ipynb
+def byte_symbols() -> dict[int, str]:
+    """The printable character that stands for each byte in GPT-2's files, in the order of the ids.
+
+    Example:
+        >>> symbols = byte_symbols()
+        >>> symbols[ord("A")], symbols[ord(" ")], list(symbols)[0]
+        ('A', 'Ġ', 33)
+    """
+    printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    rest = [b for b in range(256) if b not in set(printable)]
+    symbols = {b: chr(b) for b in printable}
+    return symbols | {b: chr(0x100 + i) for i, b in enumerate(rest)}
+
+
+# cell split-pattern of notebooks/02_text.ipynb
+SPLIT_PATTERN = (
+    r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+)
+
+
+# cell end-of-text of notebooks/02_text.ipynb
+END_OF_TEXT = "<|endoftext|>"
+
+
+# cell merge-pair of notebooks/02_text.ipynb
+def merge_pair(ids: list[int], pair: tuple[int, int], new_id: int) -> list[int]:
+    """Replace each occurrence of `pair` in `ids`, from the left, by `new_id`.
+
+    Example:
+        >>> merge_pair([1, 2, 3, 1, 2], (1, 2), 9)
+        [9, 3, 9]
+    """
+    merged, i = [], 0
+    while i < len(ids):
+        if i + 1 < len(ids) and (ids[i], ids[i + 1]) == pair:
+            merged.append(new_id)
+            i += 2
+        else:
+            merged.append(ids[i])
+            i += 1
+    return merged
+
+
+# cell learn-merges of notebooks/02_text.ipynb
+def learn_merges(word_counts: dict[bytes, int], n_merges: int) -> list[bytes]:
+    """The byte-pair merges of a text, as the byte strings they make, most urgent first.
+
+    Sennrich et al. 2016 (arXiv:1508.07909), section 3.2, on bytes. Of pairs that are equally
+    frequent the one with the smaller ids goes first, so the result does not depend on the order of
+    the words. Pairs that occur once are not merged.
+
+    Args:
+        word_counts: how often each piece of the split text occurs.
+        n_merges: how many merges to learn; fewer come back if the text runs out of pairs.
+
+    Example:
+        >>> learn_merges({b"low": 5, b"lower": 2}, 2)
+        [b'lo', b'low']
+    """
+    byte_id = {b: i for i, b in enumerate(byte_symbols())}
+    words = [[byte_id[b] for b in word] for word in word_counts]
+    counts = list(word_counts.values())
+    token_bytes = [bytes([b]) for b in byte_id]
+    known = {b: i for i, b in enumerate(token_bytes)}
+    pair_count: dict[tuple[int, int], int] = Counter()
+    holders = defaultdict(set)                      # pair -> the words that hold it
+    for w, word in enumerate(words):
+        for pair in zip(word, word[1:], strict=False):
+            pair_count[pair] += counts[w]
+            holders[pair].add(w)
+    heap = [(-n, pair) for pair, n in pair_count.items()]
+    heapq.heapify(heap)
+
+    while len(token_bytes) < 256 + n_merges and heap:
+        negative, pair = heapq.heappop(heap)
+        if pair_count[pair] != -negative:           # out of date: put it back as it is now
+            if pair_count[pair] > 1:
+                heapq.heappush(heap, (-pair_count[pair], pair))
+            continue
+        if -negative < 2:
+            break
+        merged = token_bytes[pair[0]] + token_bytes[pair[1]]
+        new_id = known.setdefault(merged, len(token_bytes))
+        if new_id == len(token_bytes):              # else another pair spelled it before
+            token_bytes.append(merged)
+        changed = Counter()
+        for w in holders.pop(pair):
+            before, after = words[w], merge_pair(words[w], pair, new_id)
+            for old in zip(before, before[1:], strict=False):
+                changed[old] -= counts[w]
+            for new in zip(after, after[1:], strict=False):
+                changed[new] += counts[w]
+                holders[new].add(w)
+            words[w] = after
+        for other, difference in changed.items():
+            if difference:
+                pair_count[other] += difference
+                if difference > 0:
+                    heapq.heappush(heap, (-pair_count[other], other))
+        del pair_count[pair]
+    return token_bytes[256:]
+
+
+# cell make-encoding of notebooks/02_text.ipynb
+def make_encoding(name: str, merges: Sequence[bytes],
+                  specials: Sequence[str] = (END_OF_TEXT,)) -> tiktoken.Encoding:
+    """A `tiktoken.Encoding` with ids as in GPT-2: 256 bytes, the merges, the special tokens.
+
+    Example:
+        >>> make_encoding("toy", [b"lo", b"low"]).encode_ordinary("lower")
+        [257, 68, 81]
+    """
+    tokens = [bytes([b]) for b in byte_symbols()] + list(merges)
+    ranks = {token: i for i, token in enumerate(tokens)}
+    special = {token: len(tokens) + i for i, token in enumerate(specials)}
+    return tiktoken.Encoding(name, pat_str=SPLIT_PATTERN, mergeable_ranks=ranks,
+                             special_tokens=special, explicit_n_vocab=len(tokens) + len(special))
+
+
+# cell train-bpe of notebooks/02_text.ipynb
+def train_bpe(texts: Iterable[str], vocab_size: int,
+              specials: Sequence[str] = (END_OF_TEXT,)) -> tiktoken.Encoding:
+    """Train a byte-level byte-pair tokenizer with GPT-2's split pattern (GPT-2 paper, section 2.2).
+
+    Args:
+        texts: documents; a single string counts as one. Special tokens in them are not special.
+        vocab_size: size of the finished vocabulary: 256 bytes + merges + specials.
+
+    Raises:
+        ValueError: vocab_size is below 256 + specials, the text is empty or holds a lone
+            surrogate, or the text has too few repeated pairs for so large a vocabulary.
+
+    Example:
+        >>> train_bpe("low lower lowest", 260).encode_ordinary("lower")
+        [257, 68, 81]
+    """
+    smallest = 256 + len(specials)
+    if vocab_size < smallest:
+        raise ValueError(f"vocab_size is {vocab_size}, but the 256 bytes and {len(specials)} special "
+                         f"tokens alone need {smallest}.")
+    counts: Counter[str] = Counter()
+    for text in [texts] if isinstance(texts, str) else texts:
+        counts.update(regex.findall(SPLIT_PATTERN, text))
+    if not counts:
+        raise ValueError("There is no text to train a tokenizer on: the texts are empty.")
+    words = {_utf8(word): n for word, n in counts.items()}
+    merges = learn_merges(words, vocab_size - smallest)
+    if len(merges) < vocab_size - smallest:
+        raise ValueError(f"vocab_size is {vocab_size}, but this text has repeated pairs for only "
+                         f"{smallest + len(merges)}. Give more text, or a smaller vocab_size.")
+    return make_encoding("trained", merges, specials)
+
+
+# cell utf8 of notebooks/02_text.ipynb
+def _utf8(text: str) -> bytes:
+    """The text as UTF-8, or a ValueError that names the lone surrogate in it."""
+    try:
+        return text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"The text holds a lone surrogate, {text[error.start]!r} at position {error.start}, "
+            "which is half a character and cannot be encoded. Remove it, for example with "
+            "text.encode('utf-8', 'replace').decode('utf-8')."
+        ) from None
+
+
+# cell bpe-encode of notebooks/02_text.ipynb
+def bpe_encode(data: bytes, ranks: dict[bytes, int], below: int | None = None) -> list[int]:
+    """Encode bytes by merging neighbours, lowest rank first: what tiktoken does for one piece.
+
+    Any bytes at all can be encoded, valid UTF-8 or not, if `ranks` holds the 256 single bytes.
+    With `below`, only merges of a lower rank than that are made.
+
+    Example:
+        >>> bpe_encode(b"aab", {b"a": 0, b"b": 1, b"ab": 2})
+        [0, 2]
+    """
+    limit = len(ranks) if below is None else below
+    parts = [bytes([b]) for b in data]
+    while len(parts) > 1:
+        pairs = [a + b for a, b in zip(parts, parts[1:], strict=False)]
+        best = min(range(len(pairs)), key=lambda i: ranks.get(pairs[i], limit))
+        if ranks.get(pairs[best], limit) >= limit:
+            break
+        parts[best:best + 2] = [pairs[best]]
+    return [ranks[part] for part in parts]
+
+
+# cell eos-id of notebooks/02_text.ipynb
+def eos_id(tokenizer: tiktoken.Encoding) -> int:
+    """The id of the token that ends a document.
+
+    Example:
+        >>> eos_id(make_encoding("bytes", []))
+        256
+    """
+    return tokenizer.encode_single_token(END_OF_TEXT)
+
+
+# cell encode of notebooks/02_text.ipynb
+def encode(tokenizer: tiktoken.Encoding, text: str, *, end: bool = False) -> list[int]:
+    """Encode user text, in which nothing is special; with `end`, close it with the end token.
+
+    Raises:
+        TypeError: text is not a string.
+        ValueError: text holds a lone surrogate.
+
+    Example:
+        >>> encode(make_encoding("bytes", []), "A", end=True)
+        [32, 256]
+    """
+    if not isinstance(text, str):
+        raise TypeError(f"encode wants a str, got {type(text).__name__}.")
+    _utf8(text)
+    ids = tokenizer.encode_ordinary(text)
+    return [*ids, eos_id(tokenizer)] if end else ids
+
+
+# cell save-tokenizer of notebooks/02_text.ipynb
+def save_tokenizer(tokenizer: tiktoken.Encoding, folder: str | Path) -> None:
+    """Write `vocab.json`, `merges.txt` and `tokenizer_config.json`, as GPT-2's folder holds them.
+
+    Raises:
+        ValueError: the tokenizer is not byte-level BPE with ids in GPT-2's order.
+
+    Example:
+        >>> save_tokenizer(train_bpe("low lower lowest", 260), "my-tokenizer")  # doctest: +SKIP
+    """
+    symbols = byte_symbols()
+    special = {s: tokenizer.encode_single_token(s) for s in sorted(tokenizer.special_tokens_set)}
+    ordinary = range(tokenizer.n_vocab - len(special))
+    ranks = {tokenizer.decode_single_token_bytes(i): i for i in ordinary}
+    if [bytes([b]) for b in symbols] != list(ranks)[:256]:
+        raise ValueError(f"The tokenizer {tokenizer.name!r} does not number its bytes as GPT-2 does; "
+                         "it cannot be saved as vocab.json and merges.txt.")
+
+    def printable(token: bytes) -> str:
+        return "".join(symbols[b] for b in token)
+
+    lines = ["#version: 0.2"]
+    for token in list(ranks)[256:]:
+        halves = bpe_encode(token, ranks, below=ranks[token])
+        lines.append(" ".join(printable(tokenizer.decode_single_token_bytes(i)) for i in halves))
+    vocab = {printable(token): i for token, i in ranks.items()} | special
+    config = {"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": False,
+              "bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT, "unk_token": END_OF_TEXT}
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in [("vocab.json", json.dumps(vocab, ensure_ascii=False)),
+                          ("merges.txt", "\n".join(lines)),
+                          ("tokenizer_config.json", json.dumps(config, indent=1))]:
+        (folder / name).write_text(content + "\n", encoding="utf-8", newline="\n")
+
+
+# cell find-files of notebooks/02_text.ipynb
+def find_files(folder_or_name: str | Path, names: Sequence[str]) -> list[Path]:
+    """The paths of `names` in a model folder, or in a repository of the Hugging Face hub.
+
+    A folder counts from the current directory, then from the root of the series. `"tiny"` is
+    `data/models/tiny`; `"gpt2"`, `"gpt2-medium"`, ... stand for `openai-community/...` on the hub,
+    whose own variables (`HF_HOME`, `HF_ENDPOINT`, `HF_HUB_OFFLINE`) are honoured.
+
+    Raises:
+        FileNotFoundError: no such folder, a file missing in it, or the hub could not give it.
+    """
+    name = "data/models/tiny" if str(folder_or_name) == "tiny" else str(folder_or_name)
+    for folder in (Path(name), find_root() / name):
+        if folder.is_dir():
+            missing = [n for n in names if not (folder / n).is_file()]
+            if missing:
+                raise FileNotFoundError(f"{folder} lacks {', '.join(missing)}; expected a folder in "
+                                        f"Hugging Face's GPT-2 format with {', '.join(names)}.")
+            return [folder / n for n in names]
+    repository = f"openai-community/{name}" if regex.fullmatch(r"gpt2(-\w+)?", name) else name
+    if not regex.fullmatch(r"[\w.-]+/[\w.-]+", repository):
+        raise FileNotFoundError(f"{name!r} is neither a folder here (looked in {Path.cwd()} and "
+                                f"{find_root()}) nor a hub name such as 'openai-community/gpt2'.")
+    from huggingface_hub import hf_hub_download  # here, since only this line may need the network
+    try:
+        return [Path(hf_hub_download(repository, n)) for n in names]
+    except Exception as error:
+        raise FileNotFoundError(
+            f"{name!r} is no folder here, and the hub did not give {repository} "
+            f"({type(error).__name__}: {str(error).splitlines()[0]}). Check the name and the network, "
+            "or give a folder that holds " + ", ".join(names) + "."
+        ) from error
+
+
+# cell load-tokenizer of notebooks/02_text.ipynb
+def load_tokenizer(folder_or_name: str | Path) -> tiktoken.Encoding:
+    """Open a byte-level BPE tokenizer in GPT-2's format as a `tiktoken.Encoding`.
+
+    Args:
+        folder_or_name: a folder with `vocab.json` and `merges.txt`, `"tiny"`, a hub name, or
+            `"gpt2"`, whose two files are fetched and checked like every other source.
+
+    Raises:
+        FileNotFoundError: no such folder or name (see `find_files`).
+        ValueError: the two files are damaged or do not belong together.
+
+    Example:
+        >>> load_tokenizer("tiny").n_vocab
+        8192
+    """
+    if str(folder_or_name) == "gpt2" and not Path("gpt2").is_dir():
+        vocab_path, merges_path = fetch("gpt2-vocab"), fetch("gpt2-merges")
+    else:
+        vocab_path, merges_path = find_files(folder_or_name, ["vocab.json", "merges.txt"])
+    byte_of = {symbol: b for b, symbol in byte_symbols().items()}
+    try:
+        vocab: dict[str, int] = json.loads(vocab_path.read_text(encoding="utf-8"))
+        lines = merges_path.read_text(encoding="utf-8").splitlines()
+        pairs = [line.split(" ") for line in lines if line and not line.startswith("#version")]
+        merged = [left + right for left, right in pairs]
+        merges = [bytes(byte_of[c] for c in token) for token in merged]
+    except (ValueError, KeyError, AttributeError) as error:
+        raise ValueError(f"{vocab_path} and {merges_path.name} are not GPT-2 tokenizer files: "
+                         f"{type(error).__name__}: {error}.") from None
+    ordinary = [*byte_of, *merged]
+    wrong = [(token, vocab.get(token), i) for i, token in enumerate(ordinary) if vocab.get(token) != i]
+    if wrong:
+        token, found, expected = wrong[0]
+        raise ValueError(f"{vocab_path.parent}: the ids break the order of the merges: {token!r} has id "
+                         f"{found} in vocab.json, and its place in merges.txt makes it {expected}.")
+    specials = sorted(vocab.keys() - set(ordinary), key=vocab.__getitem__)
+    if [vocab[s] for s in specials] != list(range(len(ordinary), len(vocab))):
+        raise ValueError(f"{vocab_path}: the ids are not 0 to {len(vocab) - 1}, each once.")
+    if END_OF_TEXT not in specials:
+        raise ValueError(f"{vocab_path} has no {END_OF_TEXT}, which ends a document in this series.")
+    return make_encoding(vocab_path.parent.name, merges, specials)
+
+
+# cell token-windows of notebooks/02_text.ipynb
+class TokenWindows(Dataset):
+    """Windows of a token sequence: item `i` is `(inputs, targets)`, int64 of shape (T,) each.
+
+    Args:
+        tokens: N token ids: a list, a tensor, or a (memory-mapped) array.
+        context_length: T, the length of a window.
+        stride: tokens from the start of one window to the next; `context_length` unless given.
+
+    Raises:
+        ValueError: context_length or stride below 1, or too few tokens for one window.
+
+    Example:
+        >>> TokenWindows([5, 6, 7, 8, 9], context_length=2)[1]
+        (tensor([7, 8]), tensor([8, 9]))
+    """
+
+    def __init__(self, tokens: Sequence[int] | Tensor | np.ndarray, context_length: int,
+                 stride: int | None = None) -> None:
+        stride = context_length if stride is None else stride
+        if context_length < 1 or stride < 1:
+            raise ValueError("context_length and stride must be at least 1, "
+                             f"not {context_length} and {stride}.")
+        if len(tokens) < context_length + 1:
+            raise ValueError(f"The text has {len(tokens)} tokens; one window of context_length "
+                             f"{context_length} and its targets need {context_length + 1}.")
+        self.tokens = tokens if isinstance(tokens, np.ndarray) else torch.as_tensor(tokens)
+        self.context_length, self.stride = context_length, stride
+
+    def __len__(self) -> int:
+        return (len(self.tokens) - self.context_length - 1) // self.stride + 1
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"window {index} of {len(self)}")
+        start = index % len(self) * self.stride
+        chunk = self.tokens[start:start + self.context_length + 1]
+        if isinstance(chunk, np.ndarray):           # uint16 on disk, which embeddings do not take
+            chunk = torch.from_numpy(chunk.astype(np.int64))
+        chunk = chunk.long()
+        return chunk[:-1], chunk[1:]
+
+
+# cell make-loader of notebooks/02_text.ipynb
+def make_loader(tokens: Sequence[int] | Tensor | np.ndarray, *, context_length: int,
+                batch_size: int, stride: int | None = None, shuffle: bool = True,
+                drop_last: bool = False, seed: int = 0) -> DataLoader:
+    """A loader of `(inputs, targets)` batches, int64 of shape (B, T), over windows of `tokens`.
+
+    Args:
+        seed: of the loader's own generator; the order depends on nothing else.
+
+    Raises:
+        ValueError: as `TokenWindows`, or batch_size below 1.
+
+    Example:
+        >>> inputs, targets = next(iter(make_loader(range(9), context_length=4, batch_size=2)))
+        >>> inputs.shape
+        torch.Size([2, 4])
+    """
+    windows = TokenWindows(tokens, context_length, stride)
+    generator = torch.Generator().manual_seed(seed)
+    return DataLoader(windows, batch_size=batch_size, shuffle=shuffle, drop_last=drop_last,
+                      generator=generator, num_workers=0)

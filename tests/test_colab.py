@@ -1,0 +1,108 @@
+"""The Colab path, simulated: a lone notebook in an empty folder fetches the series and runs."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from helpers import colab
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOKS = sorted((ROOT / "notebooks").rglob("[0-9A-Z]*.ipynb"))
+
+# Runs the code cells of a notebook one after the other in a process that cannot see this checkout:
+# the editable install is taken off the import path, as on Colab, where there is none.
+RUNNER = """
+import json, sys
+import matplotlib
+matplotlib.use("agg")
+sys.meta_path[:] = [f for f in sys.meta_path if "editable" not in repr(f)]
+sys.path[:] = [p for p in sys.path if p not in ("", CHECKOUT) and "__editable__" not in p]
+cells = [c for c in json.load(open(NOTEBOOK, encoding="utf-8"))["cells"]
+         if c["cell_type"] == "code"]
+for cell in cells[:LIMIT]:
+    exec(compile("".join(cell["source"]), cell["id"], "exec"), globals())
+import helpers.text
+print(helpers.text.__file__)
+"""
+
+
+def local_repository(tmp_path: Path) -> Path:
+    """A git repository with the files of this checkout as they are now."""
+    copy = tmp_path / "origin"
+    names = subprocess.run(["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT,
+                           capture_output=True, text=True, check=True).stdout.split("\0")
+    for name in filter(None, names):
+        if (ROOT / name).is_file():
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, copy / name)
+    git = ["git", "-c", "user.name=t", "-c", "user.email=t@example.com"]
+    for command in (["init", "-q", "-b", "main"], ["add", "-A"], ["commit", "-qm", "copy"]):
+        subprocess.run([*git, *command], cwd=copy, check=True)
+    return copy
+
+
+def environment(origin: Path, tmp_path: Path) -> dict[str, str]:
+    """Colab's variables, and git told to find the public address in the local repository."""
+    return os.environ | {
+        "COLAB_RELEASE_TAG": "release-colab", "GIT_CONFIG_COUNT": "1",
+        "GIT_CONFIG_KEY_0": f"url.{origin.as_uri()}.insteadOf",
+        "GIT_CONFIG_VALUE_0": colab.repository(ROOT), "PYTHONPATH": "",
+    }
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a git checkout")
+@pytest.mark.parametrize(("name", "limit"), [("02_text.ipynb", 12), ("04_gpt.ipynb", 8)])
+def test_a_lone_notebook_runs(tmp_path: Path, name: str, limit: int) -> None:
+    origin, lone = local_repository(tmp_path), tmp_path / "content"
+    lone.mkdir()
+    notebook = shutil.copy2(ROOT / "notebooks" / name, lone / name)
+    script = (RUNNER.replace("CHECKOUT", repr(str(ROOT))).replace("NOTEBOOK", repr(str(notebook)))
+              .replace("LIMIT", str(limit)))
+    for _ in range(2):                      # and again, as after a restart of the kernel
+        run = subprocess.run([sys.executable, "-c", script], cwd=lone, capture_output=True,
+                             text=True, env=environment(origin, tmp_path), timeout=300)
+        assert run.returncode == 0, run.stderr[-2000:]
+        assert str(lone) in run.stdout.splitlines()[-1]
+
+
+def test_elsewhere_the_cell_does_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLAB_RELEASE_TAG", raising=False)
+    monkeypatch.chdir(tmp_path)
+    before = list(sys.path)
+    exec(colab.SETUP_CELL, {})
+    assert sys.path == before and list(tmp_path.iterdir()) == []
+
+
+def test_all_notebooks_carry_the_stamp(capsys: pytest.CaptureFixture[str]) -> None:
+    assert colab.main(["--check"]) == 0, capsys.readouterr().out
+
+
+def test_a_fork_sets_its_address_once(tmp_path: Path) -> None:
+    (tmp_path / "notebooks").mkdir()
+    shutil.copy2(ROOT / "pyproject.toml", tmp_path)
+    target = tmp_path / "notebooks" / NOTEBOOKS[0].name
+    shutil.copy2(NOTEBOOKS[0], target)
+    old = colab.repository(ROOT)
+    assert colab.main(["https://github.com/somebody/a-fork"], root=tmp_path) == 0
+    assert colab.main(["--check"], root=tmp_path) == 0
+    text = target.read_text(encoding="utf-8") + (tmp_path / "pyproject.toml").read_text("utf-8")
+    assert old not in text and text.count("somebody/a-fork") >= 3
+    cells = json.loads(target.read_text(encoding="utf-8"))["cells"]
+    assert "somebody/a-fork/blob/main/notebooks/" in "".join(cells[0]["source"])
+
+
+@pytest.mark.parametrize("url", ["http://github.com/a/b", "github.com/a/b", "https://example.com/a/b"])
+def test_a_strange_address_is_refused(tmp_path: Path, url: str) -> None:
+    shutil.copy2(ROOT / "pyproject.toml", tmp_path)
+    with pytest.raises(ValueError, match="form"):
+        colab.set_repository(tmp_path, url)
+
+
+def test_a_notebook_without_the_cell_is_named() -> None:
+    with pytest.raises(ValueError, match="x.ipynb.*On Colab"):
+        colab.stamped({"cells": [{"cell_type": "markdown", "source": ["# t"]}]}, "u", "x.ipynb")
