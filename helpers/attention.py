@@ -15,6 +15,8 @@ __all__ = ["KVCache", "CausalSelfAttention"]
 class KVCache:
     """Keys and values that one attention layer has seen, in buffers allocated once.
 
+    It is for writing, not for training: use it without gradients.
+
     Args:
         batch_size, n_head, context_length, head_size: the shape (B, nh, T, hs) of the buffers.
         dtype, device: of the buffers; those of the model's weights.
@@ -42,8 +44,9 @@ class KVCache:
         """
         B, nh, room, hs = self.keys.shape
         if keys.shape[:2] != (B, nh) or keys.shape[3] != hs or keys.shape != values.shape:
-            raise ValueError(f"The cache was made for (B, nh, T, hs) = ({B}, {nh}, up to {room}, {hs}), "
-                             f"but the keys are {tuple(keys.shape)}.")
+            raise ValueError(f"The cache was made for (B, nh, T, hs) = ({B}, {nh}, up to {room}, "
+                             f"{hs}), but the keys are {tuple(keys.shape)} and the values "
+                             f"{tuple(values.shape)}.")
         end = self.length + keys.shape[2]
         if end > room:
             raise ValueError(f"The cache holds up to {room} tokens; {end} were asked for.")

@@ -20,11 +20,15 @@ __all__ = [
     "GELU",
     "FeedForward",
     "TransformerBlock",
-    "GPT",
     "init_weights",
     "check_tokens",
+    "check_room",
+    "lay_out",
+    "GPT",
+    "flops_per_token",
     "greedy",
     "next_logits",
+    "left_pad",
     "stream",
     "generate",
 ]
@@ -40,7 +44,7 @@ class GPTConfig:
             end id outside the vocabulary.
 
     Example:
-        >>> GPTConfig(vocab_size=8192, context_length=256, n_embd=256, n_head=8, n_layer=6).head_size
+        >>> GPTConfig(vocab_size=9, context_length=4, n_embd=256, n_head=8, n_layer=1).head_size
         32
     """
 
@@ -62,7 +66,8 @@ class GPTConfig:
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}.")
         if self.n_embd % self.n_head:
-            raise ValueError(f"n_embd ({self.n_embd}) must be a multiple of n_head ({self.n_head}).")
+            raise ValueError(f"n_embd ({self.n_embd}) must be a multiple of n_head "
+                             f"({self.n_head}).")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), not {self.dropout}.")
         for name in ("bos_id", "eos_id"):
@@ -107,7 +112,7 @@ class LayerNorm(nn.Module):
 
 # cell gelu of notebooks/04_gpt.ipynb
 class GELU(nn.Module):
-    """GELU in the tanh form that GPT-2 was trained with (Hendrycks & Gimpel 2016, arXiv:1606.08415).
+    """GELU (Hendrycks & Gimpel 2016, arXiv:1606.08415) in the tanh form of GPT-2's weights.
 
     Example:
         >>> GELU()(torch.tensor([-1.0, 0.0, 1.0])).round(decimals=3)
@@ -165,6 +170,98 @@ class TransformerBlock(nn.Module):
         return x + self.feed_forward(self.norm_2(x))
 
 
+# cell init-weights of notebooks/04_gpt.ipynb
+def init_weights(module: nn.Module) -> None:
+    """Start a linear layer or an embedding as GPT-2 does; leave other modules alone.
+
+    Example:
+        >>> layer = nn.Linear(1000, 100)
+        >>> init_weights(layer)
+        >>> layer.bias.abs().max().item(), round(layer.weight.std().item(), 3)
+        (0.0, 0.02)
+    """
+    if isinstance(module, nn.Linear | nn.Embedding):
+        nn.init.normal_(module.weight, std=0.02)
+    if isinstance(module, nn.Linear) and module.bias is not None:
+        nn.init.zeros_(module.bias)
+
+
+# cell check-tokens of notebooks/04_gpt.ipynb
+def check_tokens(tokens: Tensor, vocab_size: int) -> None:
+    """Refuse what is not a batch of token ids.
+
+    The range is only looked at on the CPU: on a GPU it would make every step wait.
+
+    Raises:
+        TypeError: not a tensor, or not of integers.
+        ValueError: not of shape (B, T) with T at least 1, or an id outside the vocabulary.
+
+    Example:
+        >>> check_tokens(torch.tensor([[0, 1, 2]]), vocab_size=3)
+    """
+    if not isinstance(tokens, Tensor):
+        raise TypeError(f"Token ids must be a tensor (B, T), not a {type(tokens).__name__}.")
+    if tokens.dtype not in (torch.int64, torch.int32):
+        raise TypeError(f"Token ids must be int64 or int32, not {tokens.dtype}.")
+    if tokens.dim() != 2 or tokens.numel() == 0:
+        raise ValueError(f"Tokens must have the shape (B, T), both at least 1, "
+                         f"not {tuple(tokens.shape)}.")
+    if tokens.device.type == "cpu" and not torch.compiler.is_compiling():
+        low, high = int(tokens.min()), int(tokens.max())
+        if low < 0 or high >= vocab_size:
+            raise ValueError(f"Token id {low if low < 0 else high} is outside the vocabulary: "
+                             f"ids go from 0 to {vocab_size - 1}. Was the text encoded with the "
+                             "tokenizer of this model?")
+
+
+# cell check-room of notebooks/04_gpt.ipynb
+def check_room(config: GPTConfig, n_new: int, cache: list[KVCache] | None) -> int:
+    """How many tokens the cache holds, none without one, if n_new more still fit the context.
+
+    Raises:
+        ValueError: they do not fit, or the cache was made for another number of layers.
+
+    Example:
+        >>> config = GPTConfig(vocab_size=9, context_length=4, n_embd=8, n_head=2, n_layer=1)
+        >>> check_room(config, 4, None)
+        0
+    """
+    if cache and len(cache) != config.n_layer:
+        raise ValueError(f"The cache was made for a model of {len(cache)} layers; "
+                         f"this one has {config.n_layer}.")
+    past = cache[0].length if cache else 0
+    if past + n_new > config.context_length:
+        raise ValueError(f"{past + n_new} tokens are more than the context_length of "
+                         f"{config.context_length}. Cut the text, or slide over it.")
+    return past
+
+
+# cell lay-out of notebooks/04_gpt.ipynb
+def lay_out(past: int, end: int, pad: Tensor | None,
+            device: torch.device | str = "cpu") -> tuple[Tensor, Tensor | None]:
+    """Positions of the columns past to end, and what each of them may look at.
+
+    Args:
+        pad: (B,), how many columns at the left of each row are padding.
+
+    Returns:
+        Positions (T,) and no mask where there is no padding, as attention then makes its own; else
+        positions (B, T), counted from where a row begins, and a bool mask (B, 1, T, S).
+
+    Example:
+        >>> lay_out(0, 4, torch.tensor([0, 2]))[0]
+        tensor([[0, 1, 2, 3],
+                [0, 0, 0, 1]])
+    """
+    positions = torch.arange(past, end, device=device)                       # (T,)
+    if pad is None:
+        return positions, None
+    columns = torch.arange(end, device=device)                               # (S,)
+    seen = (columns <= positions[:, None]) & (columns >= pad[:, None, None])  # (B, T, S)
+    seen |= columns == positions[:, None]      # padding sees itself: no row without any
+    return (positions - pad[:, None]).clamp(min=0), seen[:, None]
+
+
 # cell gpt of notebooks/04_gpt.ipynb
 class GPT(nn.Module):
     """GPT-2 (Radford et al. 2019): token ids in, a score for each possible next token out.
@@ -219,21 +316,11 @@ class GPT(nn.Module):
             pad: (B,), how many columns at the left of each row, cached ones included, are padding.
 
         Raises:
-            TypeError, ValueError: see `check_tokens`; also more than context_length tokens.
+            TypeError, ValueError: see `check_tokens` and `check_room`.
         """
         check_tokens(tokens, self.config.vocab_size)
-        past = cache[0].length if cache else 0
-        end = past + tokens.shape[1]
-        if end > self.config.context_length:
-            raise ValueError(f"{end} tokens are more than the context_length of "
-                             f"{self.config.context_length}. Cut the text, or slide over it.")
-        positions = torch.arange(past, end, device=tokens.device)                # (T,)
-        mask = None
-        if pad is not None:
-            columns = torch.arange(end, device=tokens.device)                    # (S,)
-            seen = (columns <= positions[:, None]) & (columns >= pad[:, None, None])  # (B, T, S)
-            seen |= columns == positions[:, None]      # padding sees itself: no row without any
-            mask, positions = seen[:, None], (positions - pad[:, None]).clamp(min=0)  # (B, 1, T, S)
+        past = check_room(self.config, tokens.shape[1], cache)
+        positions, mask = lay_out(past, past + tokens.shape[1], pad, tokens.device)
         x = self.token_embedding(tokens) + self.position_embedding(positions)    # (B, T, C)
         x = self.dropout(x)
         for i, block in enumerate(self.blocks):
@@ -246,46 +333,25 @@ class GPT(nn.Module):
         return self.head(self.hidden(tokens, cache, pad))
 
 
-# cell init-weights of notebooks/04_gpt.ipynb
-def init_weights(module: nn.Module) -> None:
-    """Start a linear layer or an embedding as GPT-2 does; leave other modules alone.
+# cell flops-per-token of notebooks/04_gpt.ipynb
+def flops_per_token(config: GPTConfig) -> int:
+    """Floating-point operations that a forward pass over a full context takes for each token.
+
+    Kaplan et al. 2020 (arXiv:2001.08361), section 2.1 and table 1:
+    2 N + 2 n_layer context_length n_embd, where N = 12 n_layer n_embd^2 are the weights of the
+    blocks' matrices. The second term is attention's scores and mixtures, 4 n_embd for each
+    position looked at, of which a causal model has half the context on average. To this comes the
+    output layer, 2 n_embd vocab_size, a row of their table that their N leaves out; here it is
+    counted, tied or not. Biases, norms, softmax and GELU are left out. Training takes three times
+    as much: the backward pass is twice the forward pass.
 
     Example:
-        >>> layer = nn.Linear(1000, 100)
-        >>> init_weights(layer)
-        >>> layer.bias.abs().max().item(), round(layer.weight.std().item(), 3)
-        (0.0, 0.02)
+        >>> flops_per_token(GPT2_SIZES["gpt2"])
+        265938432
     """
-    if isinstance(module, nn.Linear | nn.Embedding):
-        nn.init.normal_(module.weight, std=0.02)
-    if isinstance(module, nn.Linear) and module.bias is not None:
-        nn.init.zeros_(module.bias)
-
-
-# cell check-tokens of notebooks/04_gpt.ipynb
-def check_tokens(tokens: Tensor, vocab_size: int) -> None:
-    """Refuse what is not a batch of token ids.
-
-    The range is only looked at on the CPU: on a GPU it would make every step wait.
-
-    Raises:
-        TypeError: the ids are not integers.
-        ValueError: not of shape (B, T) with T at least 1, or an id outside the vocabulary.
-
-    Example:
-        >>> check_tokens(torch.tensor([[0, 1, 2]]), vocab_size=3)
-    """
-    if tokens.dtype not in (torch.int64, torch.int32):
-        raise TypeError(f"Token ids must be int64 or int32, not {tokens.dtype}.")
-    if tokens.dim() != 2 or tokens.numel() == 0:
-        raise ValueError(f"Tokens must have the shape (B, T), both at least 1, "
-                         f"not {tuple(tokens.shape)}.")
-    if tokens.device.type == "cpu" and not torch.compiler.is_compiling():
-        low, high = int(tokens.min()), int(tokens.max())
-        if low < 0 or high >= vocab_size:
-            raise ValueError(f"Token id {low if low < 0 else high} is outside the vocabulary: "
-                             f"ids go from 0 to {vocab_size - 1}. Was the text encoded with the "
-                             "tokenizer of this model?")
+    matrices = 12 * config.n_layer * config.n_embd**2
+    attention = config.n_layer * config.context_length * config.n_embd
+    return 2 * (matrices + attention + config.vocab_size * config.n_embd)
 
 
 # cell greedy of notebooks/04_gpt.ipynb
@@ -322,11 +388,48 @@ def next_logits(model: GPT, tokens: Tensor, pad: Tensor | None,
     return model.head(model.hidden(tokens, cache, pad)[:, -1])
 
 
+# cell left-pad of notebooks/04_gpt.ipynb
+def left_pad(prompts: Sequence[Sequence[int]], config: GPTConfig) -> tuple[Tensor, Tensor | None]:
+    """Line up prompts of any lengths at the right: ids (B, T), and the padding (B,) of each row.
+
+    The padding is None where there is none.
+
+    Raises:
+        TypeError: a prompt is not a list of whole numbers.
+        ValueError: no prompt, an empty one, one longer than the context, or an id outside the
+            vocabulary.
+
+    Example:
+        >>> config = GPTConfig(vocab_size=9, context_length=4, n_embd=8, n_head=2, n_layer=1)
+        >>> left_pad([[1, 2, 3], [4]], config)
+        (tensor([[1, 2, 3],
+                [0, 0, 4]]), tensor([0, 2]))
+    """
+    limit, rows = config.context_length, []
+    for prompt in prompts:
+        try:
+            rows.append(torch.as_tensor(prompt))
+        except (TypeError, ValueError, RuntimeError):
+            raise TypeError(f"A prompt must be a list of token ids, not {prompt!r:.80}.") from None
+    lengths = [row.shape[0] if row.dim() else 0 for row in rows]
+    if not lengths or min(lengths) < 1 or max(lengths) > limit:
+        raise ValueError(f"Prompts need 1 to {limit} tokens (the context_length), got {lengths}.")
+    for row in rows:
+        check_tokens(row[None], config.vocab_size)
+    width = max(lengths)
+    tokens = torch.stack([F.pad(row.long(), (width - len(row), 0)) for row in rows])   # (B, T)
+    pad = torch.tensor([width - n for n in lengths], device=tokens.device)             # (B,)
+    return tokens, pad if min(lengths) < width else None
+
+
 # cell stream of notebooks/04_gpt.ipynb
 def stream(model: GPT, prompts: Sequence[Sequence[int]], max_new_tokens: int,
            pick: Callable[[Tensor], Tensor] = greedy, *, eos_id: int | None = None,
            use_cache: bool = True) -> Iterator[list[int | None]]:
     """Generate for a batch of prompts, one new id a row at a time; None for a row that has ended.
+
+    The prompts are checked at the call; the model works, and is in eval mode, only from the first
+    id that is asked for until the iterator ends or is dropped.
 
     Raises:
         TypeError, ValueError: an empty prompt or one longer than the context, ids outside the
@@ -337,35 +440,32 @@ def stream(model: GPT, prompts: Sequence[Sequence[int]], max_new_tokens: int,
         >>> len(list(stream(GPT(config), [[1, 2], [3]], max_new_tokens=5)))
         5
     """
-    lengths = [len(p) for p in prompts]
-    limit, device = model.config.context_length, model.token_embedding.weight.device
     if max_new_tokens < 0:
         raise ValueError(f"max_new_tokens must not be negative, got {max_new_tokens}.")
-    if not lengths or min(lengths) < 1 or max(lengths) > limit:
-        raise ValueError(f"Prompts need 1 to {limit} tokens (the context_length), got {lengths}.")
-    width = max(lengths)
-    rows = [torch.as_tensor(p) for p in prompts]
-    for row in rows:
-        check_tokens(row[None], model.config.vocab_size)
-    tokens = torch.stack([F.pad(row.long(), (width - len(row), 0)) for row in rows]).to(device)
-    pad = None
-    if min(lengths) < width:
-        pad = torch.tensor([width - n for n in lengths], device=device)
-    cache = model.make_cache(len(rows)) if use_cache else None
-    ended = torch.zeros(len(rows), dtype=torch.bool, device=device)
-    was_training = model.training
-    model.eval()
-    try:
-        for _ in range(max_new_tokens):
-            new = pick(next_logits(model, tokens, pad, cache))               # (B,)
-            yield [None if end else i for i, end in zip(new.tolist(), ended.tolist(), strict=True)]
-            if eos_id is not None:
-                ended |= new == eos_id
-                if ended.all():
-                    break
-            tokens = torch.cat([tokens, new[:, None]], dim=1)                # (B, T + 1)
-    finally:
-        model.train(was_training)
+    tokens, pad = left_pad(prompts, model.config)
+    device = model.token_embedding.weight.device
+    tokens, pad = tokens.to(device), None if pad is None else pad.to(device)
+
+    def steps(tokens: Tensor) -> Iterator[list[int | None]]:
+        cache = model.make_cache(len(tokens)) if use_cache else None
+        ended = torch.zeros(len(tokens), dtype=torch.bool, device=device)       # (B,)
+        was_training = model.training
+        try:
+            for _ in range(max_new_tokens):
+                if model.training:               # at first, and if somebody switched in between
+                    model.eval()
+                new = pick(next_logits(model, tokens, pad, cache))              # (B,)
+                yield [None if end else i
+                       for i, end in zip(new.tolist(), ended.tolist(), strict=True)]
+                if eos_id is not None:
+                    ended |= new == eos_id
+                    if ended.all():
+                        break
+                tokens = torch.cat([tokens, new[:, None]], dim=1)               # (B, T + 1)
+        finally:
+            model.train(was_training)
+
+    return steps(tokens)
 
 
 # cell generate of notebooks/04_gpt.ipynb
@@ -377,7 +477,8 @@ def generate(model: GPT, tokens: Sequence[int] | Sequence[Sequence[int]] | Tenso
     """Continue a prompt, or each of a batch of prompts, by up to max_new_tokens ids.
 
     Args:
-        tokens: one prompt (a list of ids) or several, of any lengths up to context_length.
+        tokens: one prompt (a list of ids or a tensor) or several (a list of such, or a tensor
+            (B, T)), of any lengths up to context_length.
         pick: chooses ids (B,) from logits (B, V); see `sampler` in chapter 5 for others.
         eos_id: ends a row, which keeps it as its last id.
         use_cache: False computes everything anew at each step; the result is the same.
@@ -394,8 +495,8 @@ def generate(model: GPT, tokens: Sequence[int] | Sequence[Sequence[int]] | Tenso
         >>> len(generate(GPT(config), [1, 2, 3], max_new_tokens=5))
         8
     """
-    prompts = tokens.tolist() if isinstance(tokens, Tensor) else list(tokens)
-    single = not prompts or not isinstance(prompts[0], Sequence | Tensor)
+    prompts = [p.tolist() if isinstance(p, Tensor) else p for p in tokens]
+    single = not prompts or not isinstance(prompts[0], Sequence)
     results = [list(p) for p in ([prompts] if single else prompts)]
     for new in stream(model, [list(r) for r in results], max_new_tokens, pick, eos_id=eos_id,
                       use_cache=use_cache):

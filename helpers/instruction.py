@@ -301,7 +301,7 @@ def respond(model: GPT, tokenizer: Encoding,
     for first in range(0, len(prompts), batch_size):
         asked = prompts[first:first + batch_size]
         made = generate(model, asked, max_new_tokens, pick, eos_id=end)
-        for prompt, ids in zip(asked, made):
+        for prompt, ids in zip(asked, made, strict=True):
             new = ids[len(prompt):]
             new = new[:-1] if new and new[-1] == end else new
             # "ignore": the limit may fall inside a character of several tokens
@@ -320,7 +320,7 @@ def _pairs(predictions: str | Sequence[str],
     if len(predictions) != len(references) or not len(predictions):
         raise ValueError(f"{len(predictions)} predictions for {len(references)} references; "
                          "expected as many of each, and at least one")
-    return list(zip(predictions, references))
+    return list(zip(predictions, references, strict=True))
 
 
 # cell exact-match of notebooks/07_instruction_tuning.ipynb
@@ -523,7 +523,7 @@ class ChatClient:
         return f"{type(self).__name__}({self.url!r}, {self.model!r})"
 
     def _authorise(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        # As `auth` and not as a header: requests would let a ~/.netrc replace the header.
+        """Set the key as `auth`: requests would let a ~/.netrc replace a plain header."""
         if self._key:
             request.headers["Authorization"] = f"Bearer {self._key}"
         return request
@@ -533,7 +533,7 @@ class ChatClient:
         body = {"model": self.model, "temperature": 0,
                 "messages": [{"role": "user", "content": message}]}
         for attempt in range(self.retries + 1):
-            wait = self.backoff * 2**attempt
+            wait, tries = self.backoff * 2**attempt, f"{attempt + 1} tries"
             try:
                 reply = requests.post(self.url, json=body, auth=self._authorise,
                                       timeout=self.timeout, allow_redirects=False)
@@ -545,13 +545,12 @@ class ChatClient:
                                       "its protocol was refused") from None
             except (requests.ConnectionError, requests.exceptions.ChunkedEncodingError):
                 problem: Exception = ConnectionError(
-                    f"no server answers at {self.url} ({attempt + 1} tries). Start one, for "
-                    f"example: ollama serve, then: ollama pull {self.model}")
+                    f"no server answers at {self.url} ({tries}). Start one, for example: "
+                    f"ollama serve, then: ollama pull {self.model}")
             else:
                 if reply.status_code not in (429, 500, 502, 503, 504):
                     return read_completion(reply, self._key)
-                problem = RuntimeError(f"{self.url} answered {reply.status_code} "
-                                       f"({attempt + 1} tries)")
+                problem = RuntimeError(f"{self.url} answered {reply.status_code} ({tries})")
                 asked = reply.headers.get("Retry-After", "")
                 wait = min(float(asked), 60.0) if asked.isdecimal() else wait
             if attempt < self.retries:

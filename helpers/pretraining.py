@@ -8,11 +8,13 @@ import json
 import math
 import os
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, is_dataclass
+from itertools import islice
 from pathlib import Path
 
 import pandas as pd
@@ -87,20 +89,25 @@ def lm_loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, int
 
 # cell evaluating of notebooks/05_pretraining.ipynb
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module, *loaders: Iterable) -> Iterator[None]:
     """Within it the model is in eval mode, without gradients, and random numbers are borrowed.
 
-    Afterwards its mode and the state of the random generators are what they were, so that looking
-    at a model never changes how it trains.
+    Afterwards the mode of each of its parts and the state of the random generators, those of the
+    loaders too, are what they were, so that looking at a model never changes how it trains.
     """
-    was_training = model.training
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else []
+    modes = [(part, part.training) for part in model.modules()]
+    devices = {weight.device for weight in model.parameters() if weight.device.type == "cuda"}
+    generators = [getattr(loader, "generator", None) for loader in loaders]
+    states = [(g, g.get_state()) for g in generators if g is not None]
     model.eval()
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=list(devices)):
+        with torch.no_grad(), torch.random.fork_rng(devices=devices):
             yield
     finally:
-        model.train(was_training)
+        for part, mode in modes:
+            part.training = mode
+        for generator, state in states:
+            generator.set_state(state)
 
 
 # cell to-device of notebooks/05_pretraining.ipynb
@@ -125,6 +132,8 @@ def mean_loss(model: nn.Module, loader: Iterable, loss_fn: Callable = lm_loss, *
               max_batches: int | None = None) -> float:
     """The loss for each counted target over a loader, in eval mode; the mode is restored.
 
+    A loader that shuffles with a generator of its own gives the same batches each time.
+
     Raises:
         ValueError: the loader gave no batch, or no target in it counts.
 
@@ -136,10 +145,8 @@ def mean_loss(model: nn.Module, loader: Iterable, loss_fn: Callable = lm_loss, *
     """
     device = next(model.parameters()).device
     total, count = 0.0, 0
-    with evaluating(model):
-        for i, batch in enumerate(loader):
-            if max_batches is not None and i >= max_batches:
-                break
+    with evaluating(model, loader):
+        for batch in islice(loader, max_batches):
             loss, n = loss_fn(model, to_device(batch, device))
             total, count = total + loss.item(), count + n
     if not count:
@@ -247,12 +254,13 @@ class BatchStream:
 
     def __init__(self, loader: Iterable) -> None:
         self.loader, self.epoch, self.batch = loader, 0, 0
-        self.generator = getattr(loader, "generator", None)
+        own = getattr(loader, "generator", None)       # else it shuffles with PyTorch's global one
+        self.generator = torch.default_generator if own is None else own
         self._start()
 
     def _start(self) -> None:
         """Begin a pass, and remember the generator's state from before it was shuffled."""
-        self.state = None if self.generator is None else self.generator.get_state()
+        self.state = self.generator.get_state()
         if hasattr(getattr(self.loader, "sampler", None), "set_epoch"):
             self.loader.sampler.set_epoch(self.epoch)      # each pass its own order on every rank
         self.iterator, self.batch = iter(self.loader), 0
@@ -262,10 +270,11 @@ class BatchStream:
             item = next(self.iterator)
         except StopIteration:
             if self.batch == 0:
-                raise ValueError("The loader is empty: it gave no batch to train on.") from None
+                raise ValueError("The loader is empty: it gave no batch to train on in pass "
+                                 f"{self.epoch + 1}. Can it be read only once?") from None
             self.epoch += 1
             self._start()
-            item = next(self.iterator)
+            return next(self)
         self.batch += 1
         return item
 
@@ -274,14 +283,20 @@ class BatchStream:
         return {"epoch": self.epoch, "batch": self.batch, "generator": self.state}
 
     def load_state_dict(self, place: dict) -> None:
-        """Go to a place noted before, on the same data."""
-        if self.generator is not None and place["generator"] is not None:
+        """Go to a place noted before, on the same data.
+
+        Raises:
+            ValueError: the loader has fewer batches than were read then.
+        """
+        if place["generator"] is not None:
             self.generator.set_state(place["generator"])
         self.epoch = place["epoch"]
         self._start()
         for _ in range(place["batch"]):
-            next(self.iterator)
-        self.batch = place["batch"]
+            next(self)
+        if self.epoch != place["epoch"]:
+            raise ValueError(f"The loader has fewer than the {place['batch']} batches of a pass that "
+                             "had been read: resume with the data and batch size of that run.")
 
 
 # cell pick-precision of notebooks/05_pretraining.ipynb
@@ -319,12 +334,13 @@ def train_step(model: nn.Module, batches: list, loss_fn: Callable, optimizer: to
         grad_norm (the gradient's size before clipping) and tokens_per_s.
 
     Raises:
-        FloatingPointError: the loss is not a finite number; the weights have not been touched.
+        FloatingPointError: the loss or the gradient is not finite; no weight has been touched.
         ValueError: no target in the batches counts.
     """
     began, device = time.perf_counter(), next(model.parameters()).device
     weights = [p for group in optimizer.param_groups for p in group["params"]]
     sums = torch.zeros(2, dtype=torch.float64, device=device if dist.is_initialized() else "cpu")
+    optimizer.zero_grad(set_to_none=True)           # of what an earlier cell may have left there
     with precision_context(precision, device):
         for i, batch in enumerate(batches):
             last = i == len(batches) - 1
@@ -336,17 +352,19 @@ def train_step(model: nn.Module, batches: list, loss_fn: Callable, optimizer: to
     if dist.is_initialized():
         dist.all_reduce(sums)
     total, count = sums.tolist()
-    if not count or not math.isfinite(total):
+    if not count:
         optimizer.zero_grad(set_to_none=True)
-        if not count:
-            raise ValueError("No target in the batch counts: all are padding or masked.")
-        raise FloatingPointError(f"the loss is {total} at a learning rate of {lr:.3g}; lower it, or "
-                                 "warm up longer")
+        raise ValueError("No target in the batch counts: all are padding or masked.")
     ranks = dist.get_world_size() if dist.is_initialized() else 1
     for weight in weights:
         if weight.grad is not None:
             weight.grad.mul_(ranks / count)         # averaged over ranks before, hence times ranks
     norm = nn.utils.clip_grad_norm_(weights, math.inf if grad_clip is None else grad_clip).item()
+    for what, value in (("loss", total), ("gradient", norm)):
+        if not math.isfinite(value):
+            optimizer.zero_grad(set_to_none=True)
+            raise FloatingPointError(f"the {what} is {value} at a learning rate of {lr:.3g}; lower "
+                                     "it, or warm up longer")
     for group in optimizer.param_groups:
         group["lr"] = lr
     optimizer.step()
@@ -377,6 +395,14 @@ class InterruptFlag:
         if self.raised:
             raise KeyboardInterrupt
         self.raised = True
+
+    def agreed(self, device: torch.device) -> bool:
+        """Whether any process was interrupted, so that all of them stop at the same step."""
+        if not dist.is_initialized():
+            return self.raised
+        flag = torch.tensor(float(self.raised), device=device)
+        dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+        return bool(flag)
 
     def __exit__(self, *error: object) -> None:
         if self._before is not None:
@@ -424,7 +450,7 @@ def save_checkpoint(path: str | Path, model: nn.Module, optimizer: torch.optim.O
     inner = unwrap(model)
     config = getattr(inner, "config", None)
     state = {
-        "step": step, "config": asdict(config) if config is not None else None,
+        "step": step, "config": asdict(config) if is_dataclass(config) else None,
         "model": inner.state_dict(), "optimizer": optimizer.state_dict(),
         "batches": batches.state_dict(), "records": history.records, "samples": history.samples,
         "rng": torch.get_rng_state(),
@@ -433,7 +459,7 @@ def save_checkpoint(path: str | Path, model: nn.Module, optimizer: torch.optim.O
     with replacing(path) as temporary:
         try:
             torch.save(state, temporary)
-        except RuntimeError as error:       # PyTorch's writer does not say OSError on a full disk
+        except (OSError, RuntimeError) as error:    # a full disk is now this, now that
             raise OSError(f"The checkpoint {path} could not be written ({error}). Is the disk full? "
                           "An older checkpoint of that name is untouched.") from error
 
@@ -445,21 +471,22 @@ def load_checkpoint(path: str | Path, model: nn.Module, optimizer: torch.optim.O
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is no checkpoint, is damaged, or is of another model; the model given
-            has not been changed.
+        ValueError: the file is no checkpoint, is damaged, or is of another model, other trained
+            parameters or shorter data; the model given has not been changed.
     """
     path, inner = Path(path), unwrap(model)
     if not path.is_file():
         raise FileNotFoundError(f"There is no checkpoint {path}.")
+    parts = ("step", "config", "model", "optimizer", "batches", "records", "samples", "rng",
+             "cuda_rng")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        found, names = state["config"], state["model"].keys()
-        step = state["step"]
+        step, found, names, *_ = (state[part] for part in parts)
     except Exception as error:
         raise ValueError(f"{path} is not a checkpoint of this series, or is damaged "
                          f"({type(error).__name__}).") from error
     config = getattr(inner, "config", None)
-    expected = asdict(config) if config is not None else None
+    expected = asdict(config) if is_dataclass(config) else None
     if found != expected:
         keys = sorted((found or {}).keys() | (expected or {}).keys())
         differing = [f"{k}: {(found or {}).get(k)} there, {(expected or {}).get(k)} here"
@@ -467,11 +494,15 @@ def load_checkpoint(path: str | Path, model: nn.Module, optimizer: torch.optim.O
         raise ValueError(f"{path} is of another model: " + "; ".join(differing))
     shapes = {k: v.shape for k, v in inner.state_dict().items()}
     if shapes != {k: v.shape for k, v in state["model"].items()}:
-        odd = sorted(shapes.keys() ^ set(names)) or "the same names with other shapes"
+        odd = sorted(shapes.keys() ^ names.keys()) or "the same names with other shapes"
         raise ValueError(f"{path} does not fit this model: {odd}")
-    inner.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
+    try:
+        optimizer.load_state_dict(state["optimizer"])
+    except ValueError as error:
+        raise ValueError(f"{path} trained other parameters than are to be trained now: which of "
+                         f"them has requires_grad? ({error})") from None
     batches.load_state_dict(state["batches"])
+    inner.load_state_dict(state["model"])
     history.records[:] = state["records"]
     history.samples[:] = [tuple(sample) for sample in state["samples"]]
     torch.set_rng_state(state["rng"])
@@ -491,26 +522,27 @@ class Monitor:
     def __init__(self, history: History, total_steps: int, loss_fn: Callable, precision: str,
                  val_loader: Iterable | None, eval_every: int | None, eval_batches: int | None,
                  metrics: Callable | None, sample: Callable | None, sample_every: int | None,
-                 log: Callable | None) -> None:
+                 log: Callable | None, train_loader: Iterable | None = None) -> None:
         self.history, self.total_steps, self.loss_fn = history, total_steps, loss_fn
         self.precision, self.val_loader, self.eval_batches = precision, val_loader, eval_batches
         self.eval_every = eval_every or (total_steps if val_loader is not None or metrics else None)
         self.metrics, self.sample, self.log = metrics, sample, log
         self.sample_every = sample_every or (total_steps if sample else None)
+        self.loaders = train_loader, val_loader     # whose order looking must not change
 
     def __call__(self, step: int, model: nn.Module, record: dict, bar: tqdm) -> None:
         """Complete the record of a step, keep it, and show it."""
         device = next(model.parameters()).device
         if self._due(step, self.eval_every):
-            with precision_context(self.precision, device):
+            with precision_context(self.precision, device), evaluating(model, *self.loaders):
                 if self.val_loader is not None:
                     record["val_loss"] = mean_loss(model, self.val_loader, self.loss_fn,
                                                    max_batches=self.eval_batches)
                 if self.metrics is not None:
-                    with evaluating(model):
-                        record |= self.metrics(unwrap(model))
+                    seen = self.metrics(unwrap(model))
+                    record |= {name: float(value) for name, value in seen.items()}
         if self._due(step, self.sample_every):
-            with evaluating(model):
+            with evaluating(model, *self.loaders):
                 self.history.samples.append((step, self.sample(unwrap(model))))
         self.history.records.append(record)
         if step:
@@ -530,7 +562,8 @@ def plan_steps(loader: Iterable, epochs: int | None, max_steps: int | None,
     """How many steps a run has, and how many batches the last of them takes.
 
     Raises:
-        ValueError: no or both of epochs and max_steps, or a count below 1.
+        ValueError: no or both of epochs and max_steps, a count that is not whole or below 1, or
+            epochs for a loader that does not know its length.
 
     Example:
         >>> plan_steps([1, 2, 3], epochs=1, max_steps=None, accumulate=2)
@@ -540,11 +573,15 @@ def plan_steps(loader: Iterable, epochs: int | None, max_steps: int | None,
         raise ValueError("Give either epochs or max_steps, "
                          f"not {'both' if epochs is not None else 'neither'}.")
     for name, value in (("epochs", epochs), ("max_steps", max_steps), ("accumulate", accumulate)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be at least 1, not {value}.")
+        if value is not None and (value < 1 or value % 1):
+            raise ValueError(f"{name} must be a whole number of at least 1, not {value}.")
     if max_steps is not None:
         return max_steps, accumulate
-    n_batches = epochs * len(loader)
+    try:
+        n_batches = int(epochs) * len(loader)
+    except TypeError:
+        raise ValueError("The loader does not know its length, so epochs cannot be counted "
+                         "beforehand: give max_steps.") from None
     if not n_batches:
         raise ValueError("The loader is empty: there is no batch to train on. Is the text too short "
                          "for one batch, with drop_last?")
@@ -602,33 +639,39 @@ def fit(model: nn.Module, train_loader: Iterable, *, loss_fn: Callable = lm_loss
         True
     """
     total, last_group = plan_steps(train_loader, epochs, max_steps, accumulate)
+    lr, min_lr = float(lr), float(lr / 10 if min_lr is None else min_lr)
     model.to(device)
     optimizer, batches = make_optimizer(model, lr, weight_decay, betas), BatchStream(train_loader)
     history, main = History(), not dist.is_initialized() or dist.get_rank() == 0
     watch = Monitor(history, total, loss_fn, precision, val_loader, eval_every, eval_batches,
-                    metrics, sample, sample_every, log if main else None)
+                    metrics, sample, sample_every, log if main else None, train_loader)
     done = load_checkpoint(resume, model, optimizer, batches, history) if resume else 0
     tokens = history.records[-1]["tokens"] if history.records else 0
-    running = torch.compile(model) if compile else model
+    running, where = torch.compile(model) if compile else model, next(model.parameters()).device
     bar = tqdm(total=total, initial=done, disable=not (progress and main), unit="step")
     with InterruptFlag() as interrupt, bar:
         if not history.records:
             watch(0, running, {"step": 0, "epoch": 0, "tokens": 0}, bar)
         running.train()
-        while done < total and not interrupt.raised:
+        stopped = interrupt.agreed(where)
+        while done < total and not stopped:
             group = [next(batches) for _ in range(last_group if done + 1 == total else accumulate)]
-            rate = warmup_cosine(done + 1, lr=lr, min_lr=lr / 10 if min_lr is None else min_lr,
-                                 warmup_steps=warmup_steps, total_steps=total)
+            rate = warmup_cosine(done + 1, lr=lr, min_lr=min_lr, warmup_steps=warmup_steps,
+                                 total_steps=total)
             try:
                 seen = train_step(running, group, loss_fn, optimizer, lr=rate,
                                   grad_clip=grad_clip, precision=precision)
             except FloatingPointError as error:
                 raise FloatingPointError(f"At step {done + 1} of {total} {error}.") from None
             done, tokens = done + 1, tokens + seen.pop("targets")
-            watch(done, running, {"step": done, "epoch": batches.epoch, "tokens": tokens, **seen}, bar)
-            due = done == total or interrupt.raised or (checkpoint_every and done % checkpoint_every == 0)
+            record = {"step": done, "epoch": batches.epoch, "tokens": tokens, **seen}
+            watch(done, running, record, bar)
+            stopped = interrupt.agreed(where)
+            due = checkpoint_every and done % checkpoint_every == 0 and done < total and not stopped
             if checkpoint and main and due:
                 save_checkpoint(checkpoint, model, optimizer, batches, history, done)
+        if checkpoint and main:
+            save_checkpoint(checkpoint, model, optimizer, batches, history, done)
     history.interrupted = done < total
     return history
 
@@ -646,14 +689,14 @@ def sampler(temperature: float = 1.0, top_k: int | None = None, top_p: float | N
         seed: of the sampler's own generator; without it PyTorch's global one is used.
 
     Raises:
-        ValueError: temperature below 0, top_k below 1, or top_p outside (0, 1].
+        ValueError: temperature below 0 or infinite, top_k below 1, or top_p outside (0, 1].
 
     Example:
         >>> sampler(temperature=0)(torch.tensor([[0.1, 0.9]]))
         tensor([1])
     """
-    if not temperature >= 0:
-        raise ValueError(f"temperature must be 0 or more, not {temperature}.")
+    if not 0 <= temperature < math.inf:
+        raise ValueError(f"temperature must be 0 or more and finite, not {temperature}.")
     if top_k is not None and top_k < 1:
         raise ValueError(f"top_k must be at least 1, not {top_k}.")
     if top_p is not None and not 0 < top_p <= 1:
@@ -676,17 +719,22 @@ def bend(logits: Tensor, temperature: float = 1.0, top_k: int | None = None,
          top_p: float | None = None) -> Tensor:
     """Probabilities (B, V) from logits (B, V) after temperature, then top-k, then top-p.
 
+    Of equal logits those with smaller ids are kept first, so that top_k=1 is `greedy`.
+
     Example:
         >>> bend(torch.tensor([[2.0, 1.0, 0.0]]), top_k=2).round(decimals=2)
         tensor([[0.7300, 0.2700, 0.0000]])
     """
-    logits = logits.float() / temperature
+    logits = logits.float()
     if top_k is not None and top_k < logits.shape[-1]:
-        smallest = logits.topk(top_k).values[..., -1:]
-        logits = logits.masked_fill(logits < smallest, -math.inf)
-    probabilities = logits.softmax(dim=-1)
-    if top_p is not None:
-        ordered, order = probabilities.sort(dim=-1, descending=True)
+        last = logits.topk(top_k).values[..., -1:]         # (B, 1), the smallest that is kept
+        above, equal = logits > last, logits == last
+        room = top_k - above.sum(dim=-1, keepdim=True)
+        logits = logits.masked_fill(~(above | equal & (equal.cumsum(dim=-1) <= room)), -math.inf)
+    highest = logits.max(dim=-1, keepdim=True).values      # taken off first: nothing overflows
+    probabilities = ((logits - highest) / temperature).softmax(dim=-1)
+    if top_p is not None and top_p < 1:
+        ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
         before = ordered.cumsum(dim=-1) - ordered          # the share reached without this token
         ordered = ordered.masked_fill(before >= top_p, 0.0)
         probabilities = torch.zeros_like(ordered).scatter(-1, order, ordered)
@@ -746,12 +794,15 @@ def read_config(path: str | Path) -> GPTConfig:
     length = raw.get("n_positions", raw.get("n_ctx"))
     if missing or length is None:
         raise ValueError(f"{path} lacks {', '.join(missing) or 'n_positions'}.")
-    return GPTConfig(vocab_size=raw["vocab_size"], context_length=length, n_embd=raw["n_embd"],
-                     n_head=raw["n_head"], n_layer=raw["n_layer"],
-                     dropout=raw.get("resid_pdrop", 0.1),
-                     tie_embeddings=raw.get("tie_word_embeddings", True),
-                     norm_eps=raw.get("layer_norm_epsilon", 1e-5),
-                     bos_id=raw.get("bos_token_id"), eos_id=raw.get("eos_token_id"))
+    try:
+        return GPTConfig(vocab_size=raw["vocab_size"], context_length=length, n_embd=raw["n_embd"],
+                         n_head=raw["n_head"], n_layer=raw["n_layer"],
+                         dropout=raw.get("resid_pdrop", 0.1),
+                         tie_embeddings=raw.get("tie_word_embeddings", True),
+                         norm_eps=raw.get("layer_norm_epsilon", 1e-5),
+                         bos_id=raw.get("bos_token_id"), eos_id=raw.get("eos_token_id"))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} does not describe a GPT of this series: {error}") from None
 
 
 # cell read-weights of notebooks/05_pretraining.ipynb
@@ -766,15 +817,17 @@ def read_weights(path: str | Path, config: GPTConfig, dtype: torch.dtype) -> dic
     """
     with torch.device("meta"):
         expected = {k: tuple(v.shape) for k, v in GPT(config).state_dict().items()}
-    problems, weights = [], {}
+    problems, sources, weights = [], {}, {}
     try:
         with safe_open(path, framework="pt") as file:
-            there = {name.removeprefix("transformer."): name for name in file.keys()}  # noqa: SIM118
+            keys = list(file.keys())
+            there = {name.removeprefix("transformer."): name for name in keys}
             for ours, (theirs, transposed) in key_map(config).items():
                 if theirs not in there:
                     problems.append(f"{theirs} is missing")
                     continue
-                shape = tuple(file.get_slice(there.pop(theirs)).get_shape())
+                sources[ours] = there.pop(theirs)
+                shape = tuple(file.get_slice(sources[ours]).get_shape())
                 shape = shape[::-1] if transposed else shape
                 if shape != expected[ours]:
                     problems.append(f"{theirs} has shape {shape}, expected {expected[ours]}")
@@ -782,12 +835,9 @@ def read_weights(path: str | Path, config: GPTConfig, dtype: torch.dtype) -> dic
             foreign = [n for n in there if not n.endswith(buffers) and n != "lm_head.weight"]
             problems += [f"{name} is unexpected" for name in foreign]
             if problems:
-                more = f" and {len(problems) - 8} more" if len(problems) > 8 else ""
-                raise ValueError(f"{path} does not fit its config: {'; '.join(problems[:8])}{more}.")
-            prefix = "transformer." if any(n.startswith("transformer.") for n in file.keys()) else ""
-            for ours, (theirs, transposed) in key_map(config).items():
-                name = theirs if theirs.startswith("lm_head") else prefix + theirs
-                tensor = file.get_tensor(name)
+                raise ValueError(f"{path} does not fit its config: {'; '.join(problems)}.")
+            for ours, (_, transposed) in key_map(config).items():
+                tensor = file.get_tensor(sources[ours])
                 weights[ours] = (tensor.t() if transposed else tensor).to(dtype).contiguous()
     except SafetensorError as error:
         raise ValueError(f"{path} is not a whole safetensors file: {error}.") from None
@@ -797,7 +847,7 @@ def read_weights(path: str | Path, config: GPTConfig, dtype: torch.dtype) -> dic
 # cell load-pretrained of notebooks/05_pretraining.ipynb
 def load_pretrained(folder_or_name: str | Path, *, dtype: torch.dtype = torch.float32
                     ) -> tuple[GPT, tiktoken.Encoding]:
-    """Open a GPT-2 folder, ours or from the Hugging Face hub: the model in eval mode, its tokenizer.
+    """Open a GPT-2 folder, ours or the Hugging Face hub's: the model in eval mode, its tokenizer.
 
     Args:
         folder_or_name: a folder with config.json, model.safetensors, vocab.json and merges.txt;
@@ -817,8 +867,8 @@ def load_pretrained(folder_or_name: str | Path, *, dtype: torch.dtype = torch.fl
     paths = find_files(folder_or_name, names)
     config, tokenizer = read_config(paths[0]), load_tokenizer(paths[2].parent)
     if tokenizer.n_vocab > config.vocab_size:
-        raise ValueError(f"{paths[0].parent}: the tokenizer has {tokenizer.n_vocab} tokens, the model "
-                         f"{config.vocab_size}; they do not belong together.")
+        raise ValueError(f"{paths[0].parent}: the tokenizer has {tokenizer.n_vocab} tokens, the "
+                         f"model {config.vocab_size}; they do not belong together.")
     weights = read_weights(paths[1], config, dtype)
     with torch.device("meta"):
         model = GPT(config)
@@ -839,11 +889,13 @@ def save_pretrained(model: GPT, tokenizer: tiktoken.Encoding, folder: str | Path
 
     Raises:
         ValueError: the tokenizer has more tokens than the model.
-        OSError: the folder cannot be written; no file is left half-written.
+        OSError: the folder cannot be written; what lay there before is untouched.
     """
-    config, folder = model.config, Path(folder)
+    model, folder = unwrap(model), Path(folder)
+    config = model.config
     if tokenizer.n_vocab > config.vocab_size:
-        raise ValueError(f"The tokenizer has {tokenizer.n_vocab} tokens, the model {config.vocab_size}.")
+        raise ValueError(f"The tokenizer has {tokenizer.n_vocab} tokens, the model "
+                         f"{config.vocab_size}.")
     state = model.state_dict()
     weights = {}
     for ours, (theirs, transposed) in key_map(config).items():
@@ -865,8 +917,14 @@ def save_pretrained(model: GPT, tokenizer: tiktoken.Encoding, folder: str | Path
         "eos_token_id": config.eos_id, "torch_dtype": str(stored).removeprefix("torch."),
     }
     folder.mkdir(parents=True, exist_ok=True)
-    save_tokenizer(tokenizer, folder)
-    with replacing(folder / "model.safetensors") as temporary:
-        save_file(weights, temporary, metadata={"format": "pt"})
-    with replacing(folder / "config.json") as temporary:
-        temporary.write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8", newline="\n")
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".", suffix=".part") as part:
+        save_tokenizer(tokenizer, part)
+        try:
+            save_file(weights, Path(part, "model.safetensors"), metadata={"format": "pt"})
+        except SafetensorError as error:
+            raise OSError(f"{folder / 'model.safetensors'} could not be written ({error}). Is the "
+                          "disk full?") from error
+        text = json.dumps(description, indent=1) + "\n"
+        Path(part, "config.json").write_text(text, encoding="utf-8", newline="\n")
+        for path in Path(part).iterdir():
+            os.replace(path, folder / path.name)

@@ -11,6 +11,7 @@ import lzma
 import math
 import os
 import tomllib
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -32,7 +33,7 @@ from helpers.pretraining import (
     save_pretrained,
     unwrap,
 )
-from helpers.setup import get_device, set_seed
+from helpers.setup import get_device, set_seed, sha256
 from helpers.text import (
     END_OF_TEXT,
     TokenWindows,
@@ -73,7 +74,7 @@ def read_documents(path: str | Path) -> Iterator[str]:
     opener = lzma.open if path.suffix == ".xz" else open
     lines: list[str] = []
     try:
-        with opener(path, "rt", encoding="utf-8") as file:
+        with opener(path, "rt", encoding="utf-8-sig") as file:
             for line in file:
                 if line.rstrip("\n") != END_OF_TEXT:
                     lines.append(line)
@@ -91,8 +92,8 @@ def write_shards(documents: Iterable[str], tokenizer: tiktoken.Encoding, folder:
                  shard_tokens: int = 2**24) -> dict:
     """Tokenize documents into uint16 files of about shard_tokens each; returns the manifest.
 
-    The manifest (`manifest.json`, written last) counts documents, tokens and bytes of text and has a
-    sha256 for each shard.
+    The manifest (`manifest.json`, written last) counts documents, tokens and bytes of text and has
+    a sha256 for each shard. A single string counts as one document.
 
     Raises:
         ValueError: the vocabulary does not fit uint16, or there is no document.
@@ -102,19 +103,20 @@ def write_shards(documents: Iterable[str], tokenizer: tiktoken.Encoding, folder:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     manifest = {"vocab_size": tokenizer.n_vocab, "documents": 0, "bytes": 0, "shards": []}
-    buffer: list[int] = []
+    buffer = array("H")                                # two bytes a token, in memory too
+    (folder / "manifest.json").unlink(missing_ok=True)
 
     def flush() -> None:
         name = f"tokens-{len(manifest['shards']):05}.bin"
-        data = np.array(buffer, dtype=np.uint16).tobytes()
+        data = buffer.tobytes()
         with replacing(folder / name) as temporary:
             temporary.write_bytes(data)
         manifest["shards"].append({"file": name, "tokens": len(buffer),
                                    "sha256": hashlib.sha256(data).hexdigest()})
-        buffer.clear()
+        del buffer[:]
 
-    for text in documents:
-        buffer += [eos_id(tokenizer), *encode(tokenizer, text)]
+    for text in [documents] if isinstance(documents, str) else documents:
+        buffer.extend([eos_id(tokenizer), *encode(tokenizer, text)])
         manifest["documents"] += 1
         manifest["bytes"] += len(text.encode("utf-8"))
         if len(buffer) >= shard_tokens:
@@ -134,18 +136,23 @@ def open_shards(folder: str | Path, context_length: int) -> ConcatDataset:
 
     Raises:
         FileNotFoundError: the folder has no manifest: it is none, or was not finished.
-        ValueError: a shard has another size than its manifest says, or all are too short.
+        ValueError: a shard is not the file that its manifest describes, or all are too short.
     """
     folder = Path(folder)
     if not (folder / "manifest.json").is_file():
         raise FileNotFoundError(f"{folder} has no manifest.json: not a folder of finished shards.")
-    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    try:
+        shards = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["shards"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder / 'manifest.json'} is damaged ({error!r}): delete it, and "
+                         "tokenize again.") from None
     windows = []
-    for shard in manifest["shards"]:
-        tokens = np.memmap(folder / shard["file"], dtype=np.uint16, mode="r")
-        if len(tokens) != shard["tokens"]:
-            raise ValueError(f"{folder / shard['file']} has {len(tokens)} tokens, and the manifest "
-                             f"says {shard['tokens']}: tokenize again.")
+    for path, shard in ((folder / shard["file"], shard) for shard in shards):
+        found = sha256(path) if path.is_file() else "missing"
+        if found != shard["sha256"]:
+            raise ValueError(f"{path} is missing, cut short or damaged (sha256 {found}, the manifest "
+                             f"says {shard['sha256']}): delete the manifest, and tokenize again.")
+        tokens = np.memmap(path, dtype=np.uint16, mode="r")
         if len(tokens) > context_length:
             windows.append(TokenWindows(tokens, context_length))
     if not windows:
@@ -164,7 +171,7 @@ def bits_per_byte(model: nn.Module, tokenizer: tiktoken.Encoding, documents: Ite
         ValueError: there is no text.
     """
     nats, n_bytes, config = 0.0, 0, unwrap(model).config
-    for text in documents:
+    for text in [documents] if isinstance(documents, str) else documents:
         ids = [eos_id(tokenizer), *encode(tokenizer, text)]
         T = min(config.context_length, len(ids) - 1)
         if T < 1:
@@ -175,7 +182,8 @@ def bits_per_byte(model: nn.Module, tokenizer: tiktoken.Encoding, documents: Ite
         if len(rest) > 1:
             loaders.append(DataLoader(TokenWindows(rest, len(rest) - 1)))
         counts = [len(whole) * T, len(rest) - 1]
-        nats += sum(mean_loss(model, loader) * n for loader, n in zip(loaders, counts, strict=False))
+        nats += sum(mean_loss(model, loader) * n
+                    for loader, n in zip(loaders, counts, strict=False))
         n_bytes += len(text.encode("utf-8"))
     if not n_bytes:
         raise ValueError("There is no text to measure on.")
@@ -229,9 +237,16 @@ def read_recipe(path: str | Path) -> Recipe:
         known = {f.name for f in fields(TrainingConfig)}
         if unknown := training.keys() - known:
             raise ValueError(f"unknown training settings {sorted(unknown)}")
+        GPTConfig(**model)                              # it would complain, now and not in an hour
+        for split in ("train", "validation"):
+            if not isinstance(data[split], list):
+                raise ValueError(f"{split} must be a list of file patterns, not {data[split]!r}")
         return Recipe(model, tuple(data["train"]), tuple(data["validation"]),
                       TrainingConfig(**training))
-    except (KeyError, TypeError, ValueError) as error:
+    except KeyError as error:
+        raise ValueError(f"{path} is not a recipe: it has no {error}. "
+                         "See data/models/tiny/recipe.toml for one.") from None
+    except (TypeError, ValueError) as error:
         raise ValueError(f"{path} is not a recipe: {error}. "
                          "See data/models/tiny/recipe.toml for one.") from None
 
@@ -242,6 +257,7 @@ def prepare(recipe: Recipe, corpus: str | Path, run: str | Path) -> tiktoken.Enc
 
     Raises:
         FileNotFoundError: a pattern of the recipe matches no file of the corpus.
+        ValueError: the folder of the run was begun with another recipe.
     """
     corpus, run = Path(corpus), Path(run)
     files: dict[str, list[Path]] = {}
@@ -252,10 +268,13 @@ def prepare(recipe: Recipe, corpus: str | Path, run: str | Path) -> tiktoken.Enc
             if not found:
                 raise FileNotFoundError(f"No file in {corpus} matches {pattern!r} of the recipe.")
             files[split] += found
-    if not (run / "tokenizer" / "merges.txt").is_file():
+    if not (run / "tokenizer" / "tokenizer_config.json").is_file():     # the last to be written
         texts = (text for path in sorted(set(files["train"])) for text in read_documents(path))
         save_tokenizer(train_bpe(texts, recipe.model["vocab_size"]), run / "tokenizer")
     tokenizer = load_tokenizer(run / "tokenizer")
+    if tokenizer.n_vocab != recipe.model["vocab_size"]:
+        raise ValueError(f"{run} was begun with a vocabulary of {tokenizer.n_vocab}, and the recipe "
+                         f"says {recipe.model['vocab_size']}: give another folder for this run.")
     for split, paths in files.items():
         if not (run / split / "manifest.json").is_file():
             documents = (text for path in paths for text in read_documents(path))
@@ -300,9 +319,9 @@ def train(recipe: Recipe, run: str | Path, tokenizer: tiktoken.Encoding) -> tupl
             print(json.dumps({k: round(v, 5) for k, v in record.items()}), flush=True)
 
     history = fit(wrapped, train_loader, max_steps=max(1, t.tokens // step_tokens), lr=t.lr,
-                  min_lr=t.min_lr, warmup_steps=t.warmup_steps, weight_decay=t.weight_decay, betas=tuple(t.betas),
-                  grad_clip=t.grad_clip, accumulate=t.accumulate, precision=t.precision,
-                  compile=t.compile, val_loader=val_loader, eval_every=t.eval_every,
+                  min_lr=t.min_lr, warmup_steps=t.warmup_steps, weight_decay=t.weight_decay,
+                  betas=tuple(t.betas), grad_clip=t.grad_clip, accumulate=t.accumulate,
+                  precision=t.precision, compile=t.compile, val_loader=val_loader, eval_every=t.eval_every,
                   eval_batches=t.eval_batches, checkpoint=checkpoint,
                   checkpoint_every=t.checkpoint_every,
                   resume=checkpoint if checkpoint.is_file() else None, progress=False, log=log)
@@ -311,7 +330,7 @@ def train(recipe: Recipe, run: str | Path, tokenizer: tiktoken.Encoding) -> tupl
 
 # cell main of notebooks/C_scaling.ipynb
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line: prepare, train, and write the model and its history into the run's folder."""
+    """The command line: prepare, train, and write model and history into the run's folder."""
     parser = argparse.ArgumentParser(prog="python -m helpers.scaling",
                                      description="Pretrain a GPT from a recipe.")
     parser.add_argument("recipe", help="a TOML file such as data/models/tiny/recipe.toml")
@@ -321,6 +340,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     recipe, run = read_recipe(arguments.recipe), Path(arguments.run)
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     if several:
+        if torch.cuda.is_available():                  # each process its own device
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         dist.init_process_group()
     main_process = not several or dist.get_rank() == 0
     if main_process:

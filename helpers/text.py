@@ -6,8 +6,11 @@ Edit the notebook, not this file.
 
 import heapq
 import json
+import os
+import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from helpers.setup import fetch, find_root
+from helpers.setup import explain, fetch, find_root
 
 __all__ = [
     "read_text",
@@ -28,11 +31,13 @@ __all__ = [
     "learn_merges",
     "make_encoding",
     "train_bpe",
+    "token_ranks",
     "bpe_encode",
     "eos_id",
     "encode",
     "save_tokenizer",
     "find_files",
+    "read_merges",
     "load_tokenizer",
     "TokenWindows",
     "make_loader",
@@ -128,11 +133,10 @@ def learn_merges(word_counts: dict[bytes, int], n_merges: int) -> list[bytes]:
     words = [[byte_id[b] for b in word] for word in word_counts]
     counts = list(word_counts.values())
     token_bytes = [bytes([b]) for b in byte_id]
-    known = {b: i for i, b in enumerate(token_bytes)}
     pair_count: dict[tuple[int, int], int] = Counter()
     holders = defaultdict(set)                      # pair -> the words that hold it
     for w, word in enumerate(words):
-        for pair in zip(word, word[1:], strict=False):
+        for pair in pairwise(word):
             pair_count[pair] += counts[w]
             holders[pair].add(w)
     heap = [(-n, pair) for pair, n in pair_count.items()]
@@ -146,24 +150,21 @@ def learn_merges(word_counts: dict[bytes, int], n_merges: int) -> list[bytes]:
             continue
         if -negative < 2:
             break
-        merged = token_bytes[pair[0]] + token_bytes[pair[1]]
-        new_id = known.setdefault(merged, len(token_bytes))
-        if new_id == len(token_bytes):              # else another pair spelled it before
-            token_bytes.append(merged)
+        new_id = len(token_bytes)
+        token_bytes.append(token_bytes[pair[0]] + token_bytes[pair[1]])
         changed = Counter()
         for w in holders.pop(pair):
             before, after = words[w], merge_pair(words[w], pair, new_id)
-            for old in zip(before, before[1:], strict=False):
+            for old in pairwise(before):
                 changed[old] -= counts[w]
-            for new in zip(after, after[1:], strict=False):
+            for new in pairwise(after):
                 changed[new] += counts[w]
                 holders[new].add(w)
             words[w] = after
         for other, difference in changed.items():
-            if difference:
-                pair_count[other] += difference
-                if difference > 0:
-                    heapq.heappush(heap, (-pair_count[other], other))
+            pair_count[other] += difference
+            if difference > 0:
+                heapq.heappush(heap, (-pair_count[other], other))
         del pair_count[pair]
     return token_bytes[256:]
 
@@ -184,40 +185,6 @@ def make_encoding(name: str, merges: Sequence[bytes],
                              special_tokens=special, explicit_n_vocab=len(tokens) + len(special))
 
 
-# cell train-bpe of notebooks/02_text.ipynb
-def train_bpe(texts: Iterable[str], vocab_size: int,
-              specials: Sequence[str] = (END_OF_TEXT,)) -> tiktoken.Encoding:
-    """Train a byte-level byte-pair tokenizer with GPT-2's split pattern (GPT-2 paper, section 2.2).
-
-    Args:
-        texts: documents; a single string counts as one. Special tokens in them are not special.
-        vocab_size: size of the finished vocabulary: 256 bytes + merges + specials.
-
-    Raises:
-        ValueError: vocab_size is below 256 + specials, the text is empty or holds a lone
-            surrogate, or the text has too few repeated pairs for so large a vocabulary.
-
-    Example:
-        >>> train_bpe("low lower lowest", 260).encode_ordinary("lower")
-        [257, 68, 81]
-    """
-    smallest = 256 + len(specials)
-    if vocab_size < smallest:
-        raise ValueError(f"vocab_size is {vocab_size}, but the 256 bytes and {len(specials)} special "
-                         f"tokens alone need {smallest}.")
-    counts: Counter[str] = Counter()
-    for text in [texts] if isinstance(texts, str) else texts:
-        counts.update(regex.findall(SPLIT_PATTERN, text))
-    if not counts:
-        raise ValueError("There is no text to train a tokenizer on: the texts are empty.")
-    words = {_utf8(word): n for word, n in counts.items()}
-    merges = learn_merges(words, vocab_size - smallest)
-    if len(merges) < vocab_size - smallest:
-        raise ValueError(f"vocab_size is {vocab_size}, but this text has repeated pairs for only "
-                         f"{smallest + len(merges)}. Give more text, or a smaller vocab_size.")
-    return make_encoding("trained", merges, specials)
-
-
 # cell utf8 of notebooks/02_text.ipynb
 def _utf8(text: str) -> bytes:
     """The text as UTF-8, or a ValueError that names the lone surrogate in it."""
@@ -229,6 +196,56 @@ def _utf8(text: str) -> bytes:
             "which is half a character and cannot be encoded. Remove it, for example with "
             "text.encode('utf-8', 'replace').decode('utf-8')."
         ) from None
+
+
+# cell train-bpe of notebooks/02_text.ipynb
+def train_bpe(texts: Iterable[str], vocab_size: int,
+              specials: Sequence[str] = (END_OF_TEXT,)) -> tiktoken.Encoding:
+    """Train a byte-level byte-pair tokenizer with GPT-2's split pattern (GPT-2 paper, section 2.2).
+
+    Args:
+        texts: documents; a single string counts as one. Special tokens in them are not special.
+        vocab_size: size of the finished vocabulary: 256 bytes + merges + specials.
+
+    Raises:
+        ValueError: vocab_size is below 256 + specials, a special token is named twice, the text is
+            empty or holds a lone surrogate, or it has too few repeated pairs for the vocabulary.
+
+    Example:
+        >>> train_bpe("low lower lowest", 260).encode_ordinary("lower")
+        [257, 68, 81]
+    """
+    smallest = 256 + len(specials)
+    if isinstance(specials, str) or len(set(specials)) < len(specials):
+        raise ValueError(f"specials must be a list of different tokens, not {specials!r}.")
+    if vocab_size < smallest:
+        raise ValueError(f"vocab_size is {vocab_size}, but the 256 bytes and {len(specials)} "
+                         f"special tokens alone need {smallest}.")
+    counts: Counter[str] = Counter()
+    for text in [texts] if isinstance(texts, str) else texts:
+        _utf8(text)
+        counts.update(regex.findall(SPLIT_PATTERN, text))
+    if not counts:
+        raise ValueError("There is no text to train a tokenizer on: the texts are empty.")
+    words = {word.encode("utf-8"): n for word, n in counts.items()}
+    merges = learn_merges(words, vocab_size - smallest)
+    if len(merges) < vocab_size - smallest:
+        raise ValueError(f"vocab_size is {vocab_size}, but this text has repeated pairs for only "
+                         f"{smallest + len(merges)}. Give more text, or a smaller vocab_size.")
+    return make_encoding("trained", merges, specials)
+
+
+# cell token-ranks of notebooks/02_text.ipynb
+def token_ranks(tokenizer: tiktoken.Encoding) -> dict[bytes, int]:
+    """The bytes of each ordinary token and its id, in the order of the ids.
+
+    Example:
+        >>> token_ranks(make_encoding("toy", [b"lo", b"low"]))[b"low"]
+        257
+    """
+    special = {tokenizer.encode_single_token(token) for token in tokenizer.special_tokens_set}
+    ordinary = (i for i in range(tokenizer.n_vocab) if i not in special)
+    return {tokenizer.decode_single_token_bytes(i): i for i in ordinary}
 
 
 # cell bpe-encode of notebooks/02_text.ipynb
@@ -245,11 +262,12 @@ def bpe_encode(data: bytes, ranks: dict[bytes, int], below: int | None = None) -
     limit = len(ranks) if below is None else below
     parts = [bytes([b]) for b in data]
     while len(parts) > 1:
-        pairs = [a + b for a, b in zip(parts, parts[1:], strict=False)]
-        best = min(range(len(pairs)), key=lambda i: ranks.get(pairs[i], limit))
-        if ranks.get(pairs[best], limit) >= limit:
+        merged = [ranks.get(a + b, limit) for a, b in pairwise(parts)]
+        rank = min(merged)
+        if rank >= limit:
             break
-        parts[best:best + 2] = [pairs[best]]
+        i = merged.index(rank)
+        parts[i:i + 2] = [parts[i] + parts[i + 1]]
     return [ranks[part] for part in parts]
 
 
@@ -257,10 +275,16 @@ def bpe_encode(data: bytes, ranks: dict[bytes, int], below: int | None = None) -
 def eos_id(tokenizer: tiktoken.Encoding) -> int:
     """The id of the token that ends a document.
 
+    Raises:
+        ValueError: the tokenizer was made without that token.
+
     Example:
         >>> eos_id(make_encoding("bytes", []))
         256
     """
+    if END_OF_TEXT not in tokenizer.special_tokens_set:
+        raise ValueError(f"The tokenizer {tokenizer.name!r} has no {END_OF_TEXT}; its special "
+                         f"tokens are {sorted(tokenizer.special_tokens_set)}.")
     return tokenizer.encode_single_token(END_OF_TEXT)
 
 
@@ -270,7 +294,7 @@ def encode(tokenizer: tiktoken.Encoding, text: str, *, end: bool = False) -> lis
 
     Raises:
         TypeError: text is not a string.
-        ValueError: text holds a lone surrogate.
+        ValueError: text holds a lone surrogate, or half a million white-space characters in a row.
 
     Example:
         >>> encode(make_encoding("bytes", []), "A", end=True)
@@ -279,6 +303,9 @@ def encode(tokenizer: tiktoken.Encoding, text: str, *, end: bool = False) -> lis
     if not isinstance(text, str):
         raise TypeError(f"encode wants a str, got {type(text).__name__}.")
     _utf8(text)
+    if len(text) >= 500_000 and (run := regex.search(r"(?<!\s)\s{500000}", text)):
+        raise ValueError(f"The text holds 500,000 or more white-space characters in a row, from "
+                         f"position {run.start()}, more than tiktoken can split. Shorten them.")
     ids = tokenizer.encode_ordinary(text)
     return [*ids, eos_id(tokenizer)] if end else ids
 
@@ -288,35 +315,53 @@ def save_tokenizer(tokenizer: tiktoken.Encoding, folder: str | Path) -> None:
     """Write `vocab.json`, `merges.txt` and `tokenizer_config.json`, as GPT-2's folder holds them.
 
     Raises:
-        ValueError: the tokenizer is not byte-level BPE with ids in GPT-2's order.
+        ValueError: the tokenizer is not byte-level BPE with GPT-2's split pattern and order of ids,
+            or has no token for the end of a text.
 
     Example:
         >>> save_tokenizer(train_bpe("low lower lowest", 260), "my-tokenizer")  # doctest: +SKIP
     """
+    eos_id(tokenizer)                               # its error if there is none
     symbols = byte_symbols()
-    special = {s: tokenizer.encode_single_token(s) for s in sorted(tokenizer.special_tokens_set)}
-    ordinary = range(tokenizer.n_vocab - len(special))
-    ranks = {tokenizer.decode_single_token_bytes(i): i for i in ordinary}
-    if [bytes([b]) for b in symbols] != list(ranks)[:256]:
-        raise ValueError(f"The tokenizer {tokenizer.name!r} does not number its bytes as GPT-2 does; "
-                         "it cannot be saved as vocab.json and merges.txt.")
-
-    def printable(token: bytes) -> str:
-        return "".join(symbols[b] for b in token)
-
+    try:
+        ranks = token_ranks(tokenizer)
+    except KeyError:                                # an id that stands for nothing
+        ranks = {}
+    in_order = list(ranks.values()) == list(range(len(ranks)))
+    if [bytes([b]) for b in symbols] != list(ranks)[:256] or not in_order:
+        raise ValueError(f"The tokenizer {tokenizer.name!r} does not number its tokens as GPT-2 "
+                         "does; it cannot be saved as vocab.json and merges.txt.")
+    if tokenizer._pat_str != SPLIT_PATTERN:
+        raise ValueError(f"The tokenizer {tokenizer.name!r} splits text by another pattern than "
+                         "SPLIT_PATTERN, which vocab.json and merges.txt cannot say.")
+    written = {token: "".join(symbols[b] for b in token) for token in ranks}
+    special = {s: tokenizer.encode_single_token(s) for s in tokenizer.special_tokens_set}
+    if words := sorted(filter(_is_one_piece, special)):
+        raise ValueError(f"The special token {words[0]!r} reads like an ordinary one, and in "
+                         "vocab.json nothing would tell them apart. Name it like <|this|>.")
+    vocab = {written[token]: i for token, i in ranks.items()}
+    vocab |= dict(sorted(special.items(), key=lambda item: item[1]))
     lines = ["#version: 0.2"]
     for token in list(ranks)[256:]:
         halves = bpe_encode(token, ranks, below=ranks[token])
-        lines.append(" ".join(printable(tokenizer.decode_single_token_bytes(i)) for i in halves))
-    vocab = {printable(token): i for token, i in ranks.items()} | special
+        lines.append(" ".join(written[tokenizer.decode_single_token_bytes(i)] for i in halves))
     config = {"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": False,
               "bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT, "unk_token": END_OF_TEXT}
+    _write_all(folder, {"vocab.json": json.dumps(vocab, ensure_ascii=False),
+                        "merges.txt": "\n".join(lines),
+                        "tokenizer_config.json": json.dumps(config, indent=1)})
+
+
+# cell write-all of notebooks/02_text.ipynb
+def _write_all(folder: str | Path, files: dict[str, str]) -> None:
+    """Write text files into a folder: all of them, or none if one cannot be written."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    for name, content in [("vocab.json", json.dumps(vocab, ensure_ascii=False)),
-                          ("merges.txt", "\n".join(lines)),
-                          ("tokenizer_config.json", json.dumps(config, indent=1))]:
-        (folder / name).write_text(content + "\n", encoding="utf-8", newline="\n")
+    with tempfile.TemporaryDirectory(prefix=".partial-", dir=folder) as work:
+        for name, content in files.items():
+            (Path(work) / name).write_text(content + "\n", encoding="utf-8", newline="\n")
+        for name in files:
+            os.replace(Path(work) / name, folder / name)
 
 
 # cell find-files of notebooks/02_text.ipynb
@@ -335,8 +380,8 @@ def find_files(folder_or_name: str | Path, names: Sequence[str]) -> list[Path]:
         if folder.is_dir():
             missing = [n for n in names if not (folder / n).is_file()]
             if missing:
-                raise FileNotFoundError(f"{folder} lacks {', '.join(missing)}; expected a folder in "
-                                        f"Hugging Face's GPT-2 format with {', '.join(names)}.")
+                raise FileNotFoundError(f"{folder} lacks {', '.join(missing)}; expected a folder "
+                                        f"in Hugging Face's GPT-2 format with {', '.join(names)}.")
             return [folder / n for n in names]
     repository = f"openai-community/{name}" if regex.fullmatch(r"gpt2(-\w+)?", name) else name
     if not regex.fullmatch(r"[\w.-]+/[\w.-]+", repository):
@@ -348,9 +393,50 @@ def find_files(folder_or_name: str | Path, names: Sequence[str]) -> list[Path]:
     except Exception as error:
         raise FileNotFoundError(
             f"{name!r} is no folder here, and the hub did not give {repository} "
-            f"({type(error).__name__}: {str(error).splitlines()[0]}). Check the name and the network, "
+            f"({explain(error).splitlines()[0]}). Check the name and the network, "
             "or give a folder that holds " + ", ".join(names) + "."
         ) from error
+
+
+# cell read-merges of notebooks/02_text.ipynb
+def read_merges(vocab_path: Path, merges_path: Path) -> tuple[dict[str, int], list[list[str]]]:
+    """Read `vocab.json` and `merges.txt`: token to id, and the two halves of each merge.
+
+    Raises:
+        ValueError: a file is damaged, or is no such file.
+    """
+    known = set(byte_symbols().values())
+    try:
+        vocab = json.loads(vocab_path.read_text(encoding="utf-8"))
+        lines = merges_path.read_text(encoding="utf-8").split("\n")
+    except ValueError as error:
+        raise ValueError(f"{vocab_path} and {merges_path.name} are not GPT-2 tokenizer files: "
+                         f"{type(error).__name__}: {error}.") from None
+    if not isinstance(vocab, dict) or not all(type(i) is int for i in vocab.values()):
+        raise ValueError(f"{vocab_path} is not a GPT-2 tokenizer file: "
+                         "expected tokens with their ids.")
+    numbered = list(enumerate(lines, start=1))[lines[0].startswith("#version"):]
+    pairs = [(number, line.rstrip("\r").split(" ")) for number, line in numbered if line.strip()]
+    for number, pair in pairs:
+        if len(pair) != 2 or not all(pair) or not set("".join(pair)) <= known:
+            raise ValueError(f"{merges_path}, line {number}: expected two tokens with a space "
+                             f"between them, found {' '.join(pair)[:80]!r}.")
+    return vocab, [pair for _, pair in pairs]
+
+
+# cell is-one-piece of notebooks/02_text.ipynb
+def _is_one_piece(token: str) -> bool:
+    """Whether a token of `vocab.json` is one piece of split text, as all that is merged is.
+
+    Example:
+        >>> _is_one_piece("Ġthe"), _is_one_piece("<|endoftext|>")
+        (True, False)
+    """
+    byte_of = {symbol: b for b, symbol in byte_symbols().items()}
+    if not set(token) <= byte_of.keys():
+        return False
+    text = bytes(byte_of[symbol] for symbol in token).decode("utf-8", "ignore")
+    return len(regex.findall(SPLIT_PATTERN, text)) <= 1
 
 
 # cell load-tokenizer of notebooks/02_text.ipynb
@@ -373,28 +459,28 @@ def load_tokenizer(folder_or_name: str | Path) -> tiktoken.Encoding:
         vocab_path, merges_path = fetch("gpt2-vocab"), fetch("gpt2-merges")
     else:
         vocab_path, merges_path = find_files(folder_or_name, ["vocab.json", "merges.txt"])
-    byte_of = {symbol: b for b, symbol in byte_symbols().items()}
-    try:
-        vocab: dict[str, int] = json.loads(vocab_path.read_text(encoding="utf-8"))
-        lines = merges_path.read_text(encoding="utf-8").splitlines()
-        pairs = [line.split(" ") for line in lines if line and not line.startswith("#version")]
-        merged = [left + right for left, right in pairs]
-        merges = [bytes(byte_of[c] for c in token) for token in merged]
-    except (ValueError, KeyError, AttributeError) as error:
-        raise ValueError(f"{vocab_path} and {merges_path.name} are not GPT-2 tokenizer files: "
-                         f"{type(error).__name__}: {error}.") from None
-    ordinary = [*byte_of, *merged]
-    wrong = [(token, vocab.get(token), i) for i, token in enumerate(ordinary) if vocab.get(token) != i]
-    if wrong:
-        token, found, expected = wrong[0]
-        raise ValueError(f"{vocab_path.parent}: the ids break the order of the merges: {token!r} has id "
-                         f"{found} in vocab.json, and its place in merges.txt makes it {expected}.")
-    specials = sorted(vocab.keys() - set(ordinary), key=vocab.__getitem__)
-    if [vocab[s] for s in specials] != list(range(len(ordinary), len(vocab))):
+    vocab, pairs = read_merges(vocab_path, merges_path)
+    byte_of = {symbol: bytes([b]) for b, symbol in byte_symbols().items()}
+    ranks, broken = {}, f"{vocab_path.parent}: the ids break the order of the merges"
+    for i, token in enumerate([*byte_of, *map("".join, pairs)]):
+        if vocab.get(token) != i:
+            raise ValueError(f"{broken}: {token!r} has id {vocab.get(token)} in {vocab_path.name}, "
+                             f"and its place in {merges_path.name} makes it {i}.")
+        ranks[b"".join(byte_of[c] for c in token)] = i
+    for token, pair in zip(list(ranks)[256:], pairs, strict=True):
+        if bpe_encode(token, ranks, below=ranks[token]) != [vocab.get(half) for half in pair]:
+            raise ValueError(f"{broken}: {' '.join(pair)!r} is not what the merges before it in "
+                             f"{merges_path.name} leave of {''.join(pair)!r}.")
+    specials = [token for token, i in sorted(vocab.items(), key=lambda item: item[1])
+                if token not in byte_of and i >= len(ranks)]
+    if sorted(vocab.values()) != list(range(len(ranks) + len(specials))):
         raise ValueError(f"{vocab_path}: the ids are not 0 to {len(vocab) - 1}, each once.")
+    if words := list(filter(_is_one_piece, specials)):
+        raise ValueError(f"{vocab_path} has {len(words)} tokens without a merge in "
+                         f"{merges_path.name}, {words[0]!r} first: is that file whole?")
     if END_OF_TEXT not in specials:
-        raise ValueError(f"{vocab_path} has no {END_OF_TEXT}, which ends a document in this series.")
-    return make_encoding(vocab_path.parent.name, merges, specials)
+        raise ValueError(f"{vocab_path} has no {END_OF_TEXT}, which ends a document here.")
+    return make_encoding(vocab_path.parent.name, list(ranks)[256:], specials)
 
 
 # cell token-windows of notebooks/02_text.ipynb
@@ -407,7 +493,8 @@ class TokenWindows(Dataset):
         stride: tokens from the start of one window to the next; `context_length` unless given.
 
     Raises:
-        ValueError: context_length or stride below 1, or too few tokens for one window.
+        ValueError: context_length or stride below 1, too few tokens for one window, or tokens that
+            are not one flat sequence.
 
     Example:
         >>> TokenWindows([5, 6, 7, 8, 9], context_length=2)[1]
@@ -424,6 +511,9 @@ class TokenWindows(Dataset):
             raise ValueError(f"The text has {len(tokens)} tokens; one window of context_length "
                              f"{context_length} and its targets need {context_length + 1}.")
         self.tokens = tokens if isinstance(tokens, np.ndarray) else torch.as_tensor(tokens)
+        if self.tokens.ndim != 1:
+            raise ValueError("tokens must be one flat sequence of ids, "
+                             f"not of shape {tuple(self.tokens.shape)}.")
         self.context_length, self.stride = context_length, stride
 
     def __len__(self) -> int:
@@ -447,10 +537,11 @@ def make_loader(tokens: Sequence[int] | Tensor | np.ndarray, *, context_length: 
     """A loader of `(inputs, targets)` batches, int64 of shape (B, T), over windows of `tokens`.
 
     Args:
+        drop_last: leave out the last batch if it has fewer than `batch_size` windows.
         seed: of the loader's own generator; the order depends on nothing else.
 
     Raises:
-        ValueError: as `TokenWindows`, or batch_size below 1.
+        ValueError: as `TokenWindows`; batch_size below 1; no batch is left after `drop_last`.
 
     Example:
         >>> inputs, targets = next(iter(make_loader(range(9), context_length=4, batch_size=2)))
@@ -458,6 +549,10 @@ def make_loader(tokens: Sequence[int] | Tensor | np.ndarray, *, context_length: 
         torch.Size([2, 4])
     """
     windows = TokenWindows(tokens, context_length, stride)
+    if drop_last and len(windows) < batch_size:
+        raise ValueError(f"The text has {len(windows)} windows, less than one batch of "
+                         f"{batch_size}, and drop_last leaves none. Give more text, or a smaller "
+                         "batch_size.")
     generator = torch.Generator().manual_seed(seed)
     return DataLoader(windows, batch_size=batch_size, shuffle=shuffle, drop_last=drop_last,
                       generator=generator, num_workers=0)

@@ -31,22 +31,7 @@ print(helpers.text.__file__)
 """
 
 
-def local_repository(tmp_path: Path) -> Path:
-    """A git repository with the files of this checkout as they are now."""
-    copy = tmp_path / "origin"
-    names = subprocess.run(["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT,
-                           capture_output=True, text=True, check=True).stdout.split("\0")
-    for name in filter(None, names):
-        if (ROOT / name).is_file():
-            (copy / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, copy / name)
-    git = ["git", "-c", "user.name=t", "-c", "user.email=t@example.com"]
-    for command in (["init", "-q", "-b", "main"], ["add", "-A"], ["commit", "-qm", "copy"]):
-        subprocess.run([*git, *command], cwd=copy, check=True)
-    return copy
-
-
-def environment(origin: Path, tmp_path: Path) -> dict[str, str]:
+def environment(origin: Path) -> dict[str, str]:
     """Colab's variables, and git told to find the public address in the local repository."""
     return os.environ | {
         "COLAB_RELEASE_TAG": "release-colab", "GIT_CONFIG_COUNT": "1",
@@ -55,17 +40,16 @@ def environment(origin: Path, tmp_path: Path) -> dict[str, str]:
     }
 
 
-@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a git checkout")
 @pytest.mark.parametrize(("name", "limit"), [("02_text.ipynb", 12), ("04_gpt.ipynb", 8)])
-def test_a_lone_notebook_runs(tmp_path: Path, name: str, limit: int) -> None:
-    origin, lone = local_repository(tmp_path), tmp_path / "content"
+def test_a_lone_notebook_runs(checkout: Path, tmp_path: Path, name: str, limit: int) -> None:
+    lone = tmp_path / "content"
     lone.mkdir()
     notebook = shutil.copy2(ROOT / "notebooks" / name, lone / name)
     script = (RUNNER.replace("CHECKOUT", repr(str(ROOT))).replace("NOTEBOOK", repr(str(notebook)))
               .replace("LIMIT", str(limit)))
     for _ in range(2):                      # and again, as after a restart of the kernel
         run = subprocess.run([sys.executable, "-c", script], cwd=lone, capture_output=True,
-                             text=True, env=environment(origin, tmp_path), timeout=300)
+                             text=True, env=environment(checkout), timeout=300)
         assert run.returncode == 0, run.stderr[-2000:]
         assert str(lone) in run.stdout.splitlines()[-1]
 

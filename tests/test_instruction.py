@@ -158,7 +158,7 @@ def test_check_entry_names_the_place():
 def test_items_are_prompt_response_and_one_end_token(tokenizer):
     data = InstructionDataset(FOUR, tokenizer, 160)
     assert len(data) == 4 and data.dropped == 0 and data.entries == FOUR
-    for entry, (ids, start) in zip(FOUR, data):
+    for entry, (ids, start) in zip(FOUR, data, strict=True):
         assert ids.dtype == torch.long and ids.ndim == 1 and isinstance(start, int)
         assert ids[:start].tolist() == encode(tokenizer, format_prompt(entry))
         assert ids[start:].tolist() == [*encode(tokenizer, entry["output"]), eos_id(tokenizer)]
@@ -182,7 +182,7 @@ def test_entries_too_long_are_left_out_whole(tokenizer):
     lengths = [len(ids) - 1 for ids, _ in InstructionDataset(FOUR, tokenizer, 160)]
     for limit in range(min(lengths), max(lengths) + 1):
         data = InstructionDataset(FOUR, tokenizer, limit)
-        kept = [entry for entry, n in zip(FOUR, lengths) if n <= limit]
+        kept = [entry for entry, n in zip(FOUR, lengths, strict=True) if n <= limit]
         assert data.entries == kept and data.dropped == 4 - len(kept)
         inputs, targets = collate(list(data))
         assert inputs.shape[1] <= limit
@@ -236,7 +236,7 @@ def test_collate_leaves_the_items_alone(tokenizer):
     before = [ids.clone() for ids, _ in data]
     inputs, targets = collate(list(data))
     inputs.zero_(), targets.zero_()
-    assert all(torch.equal(a, ids) for a, (ids, _) in zip(before, data))
+    assert all(torch.equal(a, ids) for a, (ids, _) in zip(before, data, strict=True))
 
 
 def test_a_batch_costs_what_its_rows_cost(tokenizer, model):
@@ -311,7 +311,7 @@ def test_sentence_chrf_is_sacrebleus(prediction, reference):
 @given(st.lists(st.tuples(SMALL, SMALL), min_size=1, max_size=5))
 @settings(max_examples=150)
 def test_corpus_chrf_is_sacrebleus(pairs):
-    predictions, references = map(list, zip(*pairs))
+    predictions, references = map(list, zip(*pairs, strict=True))
     theirs = CHRF().corpus_score(predictions, [references]).score
     assert chrf(predictions, references) == pytest.approx(theirs, rel=1e-6, abs=1e-9)
 
@@ -596,7 +596,7 @@ def test_keys_that_no_header_can_carry(key):
     with pytest.raises(ValueError, match="no header can carry") as caught:
         judge_at("http://localhost", api_key=key)
     assert "secret" not in str(caught.value)
-    assert "sk-secret" == judge_at("http://localhost", api_key=" sk-secret\n")._key
+    assert judge_at("http://localhost", api_key=" sk-secret\n")._key == "sk-secret"
 
 
 @pytest.mark.parametrize("url", ["", "localhost:11434", "ftp://localhost", "http://",

@@ -1,0 +1,324 @@
+"""Attention equals a reference, never looks ahead, and a cache changes nothing but the work."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from helpers.attention import CausalSelfAttention, KVCache
+
+few = settings(deadline=None, max_examples=25)
+SHAPES = [(8, 1), (8, 2), (12, 4), (6, 6)]                     # (n_embd, n_head)
+
+
+def make(n_embd: int, n_head: int, dtype: torch.dtype = torch.float64, seed: int = 0,
+         **options) -> CausalSelfAttention:
+    """A layer in eval mode whose every parameter, biases too, is random."""
+    torch.manual_seed(seed)
+    layer = CausalSelfAttention(n_embd, n_head, **options).to(dtype).eval()
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.copy_(torch.randn_like(parameter) / n_embd**0.5)
+    return layer
+
+
+def make_x(B: int, T: int, C: int, seed: int = 1, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(B, T, C, dtype=dtype, generator=torch.Generator().manual_seed(seed))
+
+
+def cache_for(layer: CausalSelfAttention, B: int, room: int) -> KVCache:
+    n_embd, weight = layer.projection.in_features, layer.projection.weight
+    return KVCache(B, layer.n_head, room, n_embd // layer.n_head, weight.dtype, weight.device)
+
+
+@torch.no_grad()
+def by_hand(layer: CausalSelfAttention, x: Tensor) -> Tensor:
+    """The layer with loops over batch, heads and tokens, on slices, and no reshape at all."""
+    B, T, C = x.shape
+    nh = layer.n_head
+    hs = C // nh
+    weight, bias = layer.qkv.weight, layer.qkv.bias
+    bias = torch.zeros(3 * C, dtype=x.dtype) if bias is None else bias
+    rows = []
+    for b in range(B):
+        heads = []
+        for h in range(nh):
+            q, k, v = (x[b] @ weight[n * C + h * hs:n * C + (h + 1) * hs].T
+                       + bias[n * C + h * hs:n * C + (h + 1) * hs] for n in range(3))
+            mixed = []
+            for t in range(T):
+                powers = [math.exp(float(q[t] @ k[s]) / math.sqrt(hs)) for s in range(t + 1)]
+                mixed.append(sum(p / sum(powers) * v[s] for s, p in enumerate(powers)))
+            heads.append(torch.stack(mixed))                   # (T, hs)
+        rows.append(torch.cat(heads, dim=-1))                  # (T, C)
+    return torch.stack(rows) @ layer.projection.weight.T + layer.projection.bias
+
+
+# ---------------------------------------------------------------------------------------------
+# The same as others
+
+
+@pytest.mark.parametrize(("n_embd", "n_head"), SHAPES)
+@pytest.mark.parametrize("qkv_bias", [True, False])
+def test_equals_loops(n_embd: int, n_head: int, qkv_bias: bool) -> None:
+    layer, x = make(n_embd, n_head, qkv_bias=qkv_bias), make_x(2, 5, n_embd)
+    torch.testing.assert_close(layer(x), by_hand(layer, x))
+
+
+@pytest.mark.parametrize(("n_embd", "n_head"), SHAPES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_equals_pytorch(n_embd: int, n_head: int, dtype: torch.dtype) -> None:
+    layer, x = make(n_embd, n_head, dtype), make_x(3, 7, n_embd, dtype=dtype)
+    theirs = nn.MultiheadAttention(n_embd, n_head, batch_first=True, dtype=dtype).eval()
+    with torch.no_grad():
+        theirs.in_proj_weight.copy_(layer.qkv.weight)
+        theirs.in_proj_bias.copy_(layer.qkv.bias)
+        theirs.out_proj.load_state_dict(layer.projection.state_dict())
+        hidden = torch.ones(7, 7, dtype=torch.bool).triu(1)
+        expected, _ = theirs(x, x, x, attn_mask=hidden, need_weights=False)
+        torch.testing.assert_close(layer(x), expected)
+
+
+def test_gradients_equal_those_of_pytorch() -> None:
+    layer, x = make(8, 2), make_x(2, 5, 8)
+    theirs = nn.MultiheadAttention(8, 2, batch_first=True, dtype=torch.float64)
+    theirs.in_proj_weight.data.copy_(layer.qkv.weight)
+    theirs.in_proj_bias.data.copy_(layer.qkv.bias)
+    theirs.out_proj.load_state_dict(layer.projection.state_dict())
+    hidden = torch.ones(5, 5, dtype=torch.bool).triu(1)
+    goal = make_x(2, 5, 8, seed=2)
+    (layer(x) * goal).sum().backward()
+    (theirs(x, x, x, attn_mask=hidden)[0] * goal).sum().backward()
+    torch.testing.assert_close(layer.qkv.weight.grad, theirs.in_proj_weight.grad)
+    torch.testing.assert_close(layer.qkv.bias.grad, theirs.in_proj_bias.grad)
+    torch.testing.assert_close(layer.projection.weight.grad, theirs.out_proj.weight.grad)
+
+
+def test_a_single_token_is_its_value() -> None:
+    layer, x = make(8, 2), make_x(2, 1, 8)
+    value = layer.qkv(x)[..., 16:]
+    torch.testing.assert_close(layer(x), layer.projection(value))
+
+
+# ---------------------------------------------------------------------------------------------
+# Properties
+
+
+@few
+@given(T=st.integers(2, 9), data=st.data(), shape=st.sampled_from(SHAPES))
+def test_a_later_token_never_changes_an_earlier_output(
+    T: int, data: st.DataObject, shape: tuple[int, int]
+) -> None:
+    at = data.draw(st.integers(1, T - 1))
+    layer, x = make(*shape), make_x(2, T, shape[0])
+    changed = x.clone()
+    changed[:, at] += make_x(2, 1, shape[0], seed=3)[:, 0] * 10
+    before, after = layer(x), layer(changed)
+    torch.testing.assert_close(after[:, :at], before[:, :at])
+    for t in range(at, T):                                     # and every later one sees it
+        assert not torch.allclose(after[:, t], before[:, t])
+
+
+@few
+@given(B=st.integers(1, 3), T=st.integers(1, 9), shape=st.sampled_from(SHAPES))
+def test_the_shares_of_a_row_sum_to_one(B: int, T: int, shape: tuple[int, int]) -> None:
+    """Where every value is the same vector, each mixture of them is that vector."""
+    layer, x = make(*shape), make_x(B, T, shape[0])
+    C = shape[0]
+    with torch.no_grad():
+        layer.qkv.weight[2 * C:].zero_()                       # the values are the bias alone
+        layer.projection.weight.copy_(torch.eye(C))
+        layer.projection.bias.zero_()
+        torch.testing.assert_close(layer(x), layer.qkv.bias[2 * C:].expand(B, T, C))
+
+
+def test_the_scores_are_divided_by_the_root_of_the_head_size() -> None:
+    layer = make(8, 2)                                         # hs = 4, so a score is halved
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.zero_()
+        layer.qkv.weight[:8, 0] = layer.qkv.weight[8:16, 0] = 1    # each score: 4 x_i x_j / 2
+        layer.qkv.weight[16, 1] = 1
+        layer.projection.weight.copy_(torch.eye(8))
+        x = torch.zeros(1, 2, 8, dtype=torch.float64)
+        x[0, 1, 0] = x[0, 1, 1] = 1
+        share = math.exp(2) / (math.exp(2) + 1)
+        torch.testing.assert_close(layer(x)[0, 1, 0].item(), share)
+
+
+@few
+@given(sizes=st.lists(st.integers(1, 4), min_size=1, max_size=6), B=st.integers(1, 3),
+       spare=st.integers(0, 3), shape=st.sampled_from(SHAPES))
+def test_a_cache_equals_no_cache_for_any_split(
+    sizes: list[int], B: int, spare: int, shape: tuple[int, int]
+) -> None:
+    layer, x = make(*shape), make_x(B, sum(sizes), shape[0])
+    cache = cache_for(layer, B, sum(sizes) + spare)
+    with torch.no_grad():
+        pieces = [layer(piece, cache) for piece in x.split(sizes, dim=1)]
+        torch.testing.assert_close(torch.cat(pieces, dim=1), layer(x))
+    assert cache.length == sum(sizes)
+
+
+def left_padding_mask(pad: list[int], start: int, end: int) -> Tensor:
+    """For the tokens from start to end: no later ones, no padding but oneself; (B, 1, T, S)."""
+    mask = torch.zeros(len(pad), 1, end - start, end, dtype=torch.bool)
+    for b, n in enumerate(pad):
+        for t in range(start, end):
+            mask[b, 0, t - start, n:t + 1] = True
+            mask[b, 0, t - start, t] = True
+    return mask
+
+
+@few
+@given(lengths=st.lists(st.integers(1, 5), min_size=1, max_size=4), more=st.integers(0, 3),
+       data=st.data())
+def test_padding_at_the_left_changes_nothing(
+    lengths: list[int], more: int, data: st.DataObject
+) -> None:
+    """Each row equals its run alone, at once and through a cache in two pieces."""
+    layer, T = make(8, 2), max(lengths) + more
+    pad = [max(lengths) - n for n in lengths]
+    first = data.draw(st.integers(1, T))
+    x = make_x(len(pad), T, 8)
+    cache = cache_for(layer, len(pad), T)
+    with torch.no_grad():
+        at_once = layer(x, mask=left_padding_mask(pad, 0, T))
+        cuts = [(0, first), (first, T)] if first < T else [(0, T)]
+        pieces = [layer(x[:, a:b], cache, left_padding_mask(pad, a, b)) for a, b in cuts]
+        assert not at_once.isnan().any()
+        torch.testing.assert_close(torch.cat(pieces, dim=1), at_once)
+        for b, n in enumerate(pad):
+            torch.testing.assert_close(at_once[b, n:], layer(x[b:b + 1, n:])[0])
+
+
+def test_a_mask_replaces_the_causal_one() -> None:
+    layer, x = make(8, 2), make_x(1, 4, 8)
+    everything = torch.ones(1, 1, 4, 4, dtype=torch.bool)
+    torch.testing.assert_close(layer(x, mask=everything.tril()), layer(x))
+    changed = x.clone()
+    changed[:, 3] += 1
+    before, after = layer(x, mask=everything), layer(changed, mask=everything)
+    assert not torch.allclose(after[:, 0], before[:, 0])
+
+
+# ---------------------------------------------------------------------------------------------
+# The cache
+
+
+def test_a_cache_returns_what_it_was_given() -> None:
+    cache = KVCache(2, 3, 5, 4)
+    keys, values = torch.randn(2, 2, 3, 4, 4).unbind()
+    for piece in range(4):
+        now = slice(piece, piece + 1)
+        held = cache.append(keys[:, :, now], values[:, :, now])
+        assert torch.equal(held[0], keys[:, :, :piece + 1])
+        assert torch.equal(held[1], values[:, :, :piece + 1])
+    assert cache.length == 4
+
+
+@pytest.mark.parametrize(
+    ("shape", "words"),
+    [((3, 2, 1, 4), "(3, 2, 1, 4)"), ((2, 3, 1, 4), "(2, 3, 1, 4)"), ((2, 2, 1, 8), "up to 5, 4)"),
+     ((2, 2, 6, 4), "up to 5 tokens; 8")],
+    ids=["another batch size", "other heads", "another head size", "too long"],
+)
+def test_a_cache_refuses_what_does_not_fit(shape: tuple[int, ...], words: str) -> None:
+    cache = KVCache(2, 2, 5, 4)
+    cache.append(torch.ones(2, 2, 2, 4), torch.ones(2, 2, 2, 4))
+    before = cache.keys.clone(), cache.values.clone()
+    with pytest.raises(ValueError) as error:
+        cache.append(torch.full(shape, 2.0), torch.full(shape, 2.0))
+    assert words in str(error.value)
+    assert cache.length == 2
+    assert torch.equal(cache.keys, before[0]) and torch.equal(cache.values, before[1])
+
+
+def test_a_cache_refuses_keys_and_values_of_two_lengths() -> None:
+    with pytest.raises(ValueError, match=r"\(1, 2, 2, 4\).*\(1, 2, 1, 4\)"):
+        KVCache(1, 2, 5, 4).append(torch.ones(1, 2, 2, 4), torch.ones(1, 2, 1, 4))
+
+
+def test_a_layer_refuses_the_cache_of_another_batch_or_model() -> None:
+    layer = make(8, 2)
+    others = [(layer, 3), (make(8, 4), 2), (make(12, 2), 2)]
+    for cache in (cache_for(other, B, 9) for other, B in others):
+        with pytest.raises(ValueError, match="made for"):
+            layer(make_x(2, 1, 8), cache)
+        assert cache.length == 0
+
+
+def test_a_cache_fills_to_the_last_place() -> None:
+    layer, cache = make(8, 2), KVCache(1, 2, 3, 4, torch.float64)
+    with torch.no_grad():
+        layer(make_x(1, 3, 8), cache)
+        with pytest.raises(ValueError, match="holds up to 3 tokens; 4"):
+            layer(make_x(1, 1, 8), cache)
+    assert cache.length == 3
+
+
+def test_a_cache_works_under_autocast() -> None:
+    layer, x = make(8, 2, torch.float32), make_x(2, 5, 8, dtype=torch.float32)
+    cache = cache_for(layer, 2, 5)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        pieces = [layer(piece, cache) for piece in x.split([2, 1, 2], dim=1)]
+    torch.testing.assert_close(torch.cat(pieces, dim=1).float(), layer(x), rtol=0.1, atol=0.1)
+
+
+# ---------------------------------------------------------------------------------------------
+# The module
+
+
+@pytest.mark.parametrize("qkv_bias", [True, False])
+def test_the_state_dict_holds_what_is_learned_and_no_mask(qkv_bias: bool) -> None:
+    layer = make(8, 2, qkv_bias=qkv_bias)
+    names = {"qkv.weight", "projection.weight", "projection.bias"}
+    names |= {"qkv.bias"} if qkv_bias else set()
+    layer(make_x(1, 5, 8), KVCache(1, 2, 5, 4, torch.float64))
+    assert set(layer.state_dict()) == {name for name, _ in layer.named_parameters()} == names
+    assert list(layer.buffers()) == []
+
+
+def test_dropout_in_train_mode_only() -> None:
+    layer, plain = make(8, 2, dropout=0.5), make(8, 2)
+    x = make_x(2, 6, 8)
+    torch.testing.assert_close(layer(x), plain(x))             # eval: as if there were none
+    layer.train()
+    assert not torch.equal(layer(x), layer(x))
+    assert (layer(x) == 0).any()                               # of the outputs
+    layer.eval()
+    torch.testing.assert_close(layer(x), plain(x))
+
+
+def test_dropout_acts_on_the_shares_too() -> None:
+    layer, x = make(8, 2, dropout=0.5).train(), make_x(2, 6, 8)
+    layer.output_dropout.eval()                                # leaves that of the shares
+    assert not torch.allclose(layer(x), layer(x))
+    layer.train()
+    layer.dropout = 0.0                                        # leaves that of the outputs
+    kept = layer(x)
+    torch.testing.assert_close(kept[kept != 0], 2 * layer.eval()(x)[kept != 0])
+
+
+@pytest.mark.parametrize(("n_embd", "n_head"), [(8, 3), (0, 1), (8, 0), (-8, 2), (2, 4)])
+def test_n_embd_must_be_a_multiple_of_n_head(n_embd: int, n_head: int) -> None:
+    with pytest.raises(ValueError, match=f"n_embd {n_embd} and n_head {n_head}"):
+        CausalSelfAttention(n_embd, n_head)
+
+
+@pytest.mark.parametrize("dropout", [-0.1, 1.5])
+def test_dropout_is_a_share(dropout: float) -> None:
+    with pytest.raises(ValueError, match="dropout"):
+        CausalSelfAttention(8, 2, dropout)
+
+
+def test_the_examples_in_the_docstrings() -> None:
+    assert CausalSelfAttention(n_embd=8, n_head=2)(torch.zeros(1, 5, 8)).shape == (1, 5, 8)
+    cache = KVCache(1, 2, 8, 4)
+    keys, _ = cache.append(torch.ones(1, 2, 3, 4), torch.ones(1, 2, 3, 4))
+    assert (cache.length, keys.shape) == (3, torch.Size([1, 2, 3, 4]))

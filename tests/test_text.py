@@ -1,0 +1,732 @@
+"""Chapter 2: tokenizers that agree with tiktoken and transformers, windows that lose nothing."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import regex
+import tiktoken
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import AutoTokenizer, GPT2Tokenizer, GPT2TokenizerFast
+
+from helpers import text as module
+from helpers.setup import FetchError, data_path
+from helpers.text import (
+    END_OF_TEXT,
+    SPLIT_PATTERN,
+    TokenWindows,
+    bpe_encode,
+    byte_symbols,
+    encode,
+    eos_id,
+    find_files,
+    learn_merges,
+    load_tokenizer,
+    make_encoding,
+    make_loader,
+    merge_pair,
+    read_text,
+    save_tokenizer,
+    token_ranks,
+    train_bpe,
+)
+
+STORY = read_text(data_path("story.txt"))
+TINY = load_tokenizer("tiny")
+RANKS = token_ranks(TINY)
+# Where tokenizers go wrong: white space of all kinds, joined emoji, marks, controls, end-of-text.
+HARD = [
+    "",
+    " ",
+    "  \n\n  x",
+    "\r\n\t\x0b\x0c\x1c\x1f\x85\u00a0\u2028\u3000a\u200b b",
+    "It's we'll I'd they'RE 'tis ''s",
+    "3 1/2 ²³ Ⅷ १२३ 1,000,000.00",
+    "\0\0 a\0",
+    "Zoë Zoe\u0308 ﬁ ß İ",
+    "猫坐在温暖的楼梯上。こんにちは 안녕",
+    "👩‍👩‍👧🏽🐈\ufe0f🇫🇷",
+    "مرحبا שלום नमस्ते สวัสดี",
+    "\ufeff\ufffd\uffff\U0010ffff",
+    "a" * 300 + " " * 300,
+]
+texts = st.text(st.characters(exclude_categories=("Cs",)), max_size=60)
+mixed = st.lists(st.sampled_from(HARD) | texts, max_size=4).map("".join)
+
+
+def encode_by_hand(text: str) -> list[int]:
+    pieces = regex.findall(SPLIT_PATTERN, text)
+    return [i for piece in pieces for i in bpe_encode(piece.encode(), RANKS)]
+
+
+# ---------------------------------------------------------------------------------------------
+# Reading
+
+
+def test_read_text_joins_line_ends_and_drops_the_mark(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes("\ufeffone\r\ntwo\rthree\0".encode())
+    assert read_text(path) == "one\ntwo\nthree\0"
+
+
+@pytest.mark.parametrize("content", [b"", b" \r\n\t\n", b"\xef\xbb\xbf"])
+def test_read_text_refuses_an_empty_file(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.txt").write_bytes(content)
+    with pytest.raises(ValueError, match=r"a\.txt is empty"):
+        read_text(tmp_path / "a.txt")
+
+
+@pytest.mark.parametrize(("content", "offset"),
+                         [(b"ab\xff", 2), (b"\xed\xa0\x80", 0), (b"a\xc3", 1)])
+def test_read_text_refuses_what_is_not_utf8(tmp_path: Path, content: bytes, offset: int) -> None:
+    (tmp_path / "a.txt").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"a\.txt is not UTF-8: byte 0x.. at offset {offset}\b"):
+        read_text(tmp_path / "a.txt")
+
+
+def test_read_text_of_no_file(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        read_text(tmp_path / "none.txt")
+
+
+# ---------------------------------------------------------------------------------------------
+# Training
+
+
+def test_byte_symbols_are_those_of_transformers() -> None:
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    symbols = byte_symbols()
+    assert sorted(symbols) == list(range(256))
+    assert set(symbols.values()) == set(alphabet) and len(alphabet) == 256
+
+
+@given(st.lists(st.integers(0, 2)), st.tuples(st.integers(0, 2), st.integers(0, 2)))
+def test_merge_pair_is_replace(ids: list[int], pair: tuple[int, int]) -> None:
+    letters, two = "".join("abc"[i] for i in ids), "".join("abc"[i] for i in pair)
+    assert "".join("abcd"[i] for i in merge_pair(ids, pair, 3)) == letters.replace(two, "d")
+
+
+def plain_merges(word_counts: dict[bytes, int], n_merges: int) -> list[tuple[bytes, bytes]]:
+    """Byte-pair encoding as the paper has it: count all pairs, merge the first, begin again."""
+    order = {bytes([b]): i for i, b in enumerate(byte_symbols())}
+    words = [([bytes([b]) for b in word], n) for word, n in word_counts.items()]
+    merges: list[tuple[bytes, bytes]] = []
+    while len(merges) < n_merges:
+        pairs = Counter(pair for word, n in words for pair in pairwise(word) for _ in range(n))
+        if not pairs or max(pairs.values()) < 2:
+            break
+        best = min(pairs, key=lambda p: (-pairs[p], order[p[0]], order[p[1]]))
+        order[best[0] + best[1]] = len(order)
+        merges.append(best)
+        for word, _ in words:
+            i = 0
+            while i < len(word) - 1:
+                if (word[i], word[i + 1]) == best:
+                    word[i:i + 2] = [best[0] + best[1]]
+                i += 1
+    return merges
+
+
+small_words = st.dictionaries(
+    st.text("abc", min_size=1, max_size=12).map(str.encode), st.integers(1, 4), max_size=12
+)
+
+
+@settings(deadline=None, max_examples=200)
+@given(small_words, st.integers(0, 30))
+@example({b"aaaaaaa": 3, b"aaaa": 2}, 30)
+@example({b"ab" * 6: 2, b"ba" * 6: 2}, 30)
+def test_learn_merges_is_the_plain_algorithm(words: dict[bytes, int], n_merges: int) -> None:
+    expected = [a + b for a, b in plain_merges(words, n_merges)]
+    assert learn_merges(words, n_merges) == expected
+    assert len(set(expected)) == len(expected)             # no two pairs spell the same token
+    assert learn_merges(dict(reversed(words.items())), n_merges) == expected
+
+
+@settings(deadline=None, max_examples=30)
+@given(small_words)
+def test_the_halves_are_found_again(words: dict[bytes, int]) -> None:
+    """What save_tokenizer relies on: a token encoded with the ranks below its own is its pair."""
+    merges = plain_merges(words, 30)
+    ranks = token_ranks(make_encoding("x", [a + b for a, b in merges]))
+    for a, b in merges:
+        assert bpe_encode(a + b, ranks, below=ranks[a + b]) == [ranks[a], ranks[b]]
+
+
+def test_train_bpe_is_hugging_faces_trainer(tmp_path: Path) -> None:
+    theirs = Tokenizer(models.BPE())
+    theirs.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    theirs.train_from_iterator([STORY], trainers.BpeTrainer(
+        vocab_size=1_000, min_frequency=2, show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    ))
+    theirs.model.save(str(tmp_path))
+    lines = (tmp_path / "merges.txt").read_text(encoding="utf-8").split("\n")
+    save_tokenizer(train_bpe(STORY, 1_001), tmp_path / "ours")
+    ours = (tmp_path / "ours" / "merges.txt").read_text(encoding="utf-8").split("\n")
+    # Equally frequent pairs included: both sides take the one with the smaller ids.
+    assert ours[1:] == lines[1:] and len(ours) == 1 + 744 + 1
+
+
+def test_train_bpe_counts_over_all_texts() -> None:
+    one = train_bpe(STORY, 600)
+    several = train_bpe((part for part in regex.split(r"(?=\n\n)", STORY)), 600)
+    assert token_ranks(one) == token_ranks(several)
+    assert one.n_vocab == 600 and eos_id(one) == 599
+
+
+def test_train_bpe_with_several_specials() -> None:
+    tokenizer = train_bpe("low low lower", 261, specials=("<a>", "<b>", END_OF_TEXT))
+    ids = [tokenizer.encode_single_token(s) for s in ("<a>", "<b>", END_OF_TEXT)]
+    assert ids == [258, 259, 260]
+    assert train_bpe("low", 256, specials=()).n_vocab == 256
+
+
+@pytest.mark.parametrize(("texts", "size", "message"), [
+    ("", 300, "texts are empty"),
+    ([], 300, "texts are empty"),
+    (["", ""], 300, "texts are empty"),
+    ("low low", 256, "256 bytes and 1 special tokens alone need 257"),
+    ("low low", -1, "alone need 257"),
+    ("low low", 300, "repeated pairs for only 259"),
+    ("a b c", 258, "repeated pairs for only 257"),
+    (["fine", "half \ud83d"], 257, r"lone surrogate, '\\ud83d' at position 5"),
+])
+def test_train_bpe_refuses(texts: str | list[str], size: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        train_bpe(texts, size)
+
+
+@pytest.mark.parametrize("specials", [("<a>", "<a>"), END_OF_TEXT])
+def test_train_bpe_refuses_specials_that_are_no_list_of_names(specials: object) -> None:
+    with pytest.raises(ValueError, match="a list of different tokens"):
+        train_bpe(STORY, 500, specials=specials)
+
+
+def test_special_tokens_in_a_text_are_not_special_to_the_trainer() -> None:
+    tokenizer = train_bpe(f"{END_OF_TEXT} {END_OF_TEXT}" * 3, 262)
+    assert eos_id(tokenizer) not in tokenizer.encode_ordinary(END_OF_TEXT)
+
+
+# ---------------------------------------------------------------------------------------------
+# Encoding
+
+
+@pytest.fixture(scope="module")
+def in_transformers() -> list:
+    folder = str(data_path("models/tiny"))
+    kinds = (GPT2Tokenizer, GPT2TokenizerFast, AutoTokenizer)
+    return [kind.from_pretrained(folder) for kind in kinds]
+
+
+@settings(deadline=None, max_examples=150)
+@given(mixed)
+def test_encoders_agree(in_transformers: list, text: str) -> None:
+    ids = encode(TINY, text)
+    assert encode_by_hand(text) == ids
+    for tokenizer in in_transformers:
+        assert tokenizer(text)["input_ids"] == ids
+    assert TINY.decode(ids) == text
+
+
+@pytest.mark.parametrize("text", [*HARD, STORY], ids=lambda text: ascii(text)[:20])
+def test_encoders_agree_on_hard_text(in_transformers: list, text: str) -> None:
+    ids = encode(TINY, text)
+    assert encode_by_hand(text) == ids
+    assert [tokenizer(text)["input_ids"] for tokenizer in in_transformers] == [ids] * 3
+    assert TINY.decode(ids) == text
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.sampled_from("aab"), max_size=40).map("".join), small_words)
+def test_encoders_agree_for_any_merges(text: str, words: dict[bytes, int]) -> None:
+    """Few letters and many merges: overlaps, runs, and merges that compete for a letter."""
+    pairs = plain_merges(words, 40)
+    tokenizer = make_encoding("x", [a + b for a, b in pairs])
+    symbols = byte_symbols()
+    vocab = {symbols[b]: i for i, b in enumerate(symbols)}
+    vocab |= {(a + b).decode(): 256 + i for i, (a, b) in enumerate(pairs)}
+    theirs = Tokenizer(models.BPE(vocab=vocab, merges=[(a.decode(), b.decode()) for a, b in pairs]))
+    ids = bpe_encode(text.encode(), token_ranks(tokenizer))
+    assert ids == tokenizer.encode_ordinary(text) == theirs.encode(text).ids
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.binary(max_size=80))
+@example(bytes(range(256)))
+def test_any_bytes_survive(data: bytes) -> None:
+    ids = bpe_encode(data, RANKS)
+    assert TINY.decode_bytes(ids) == data
+    assert all(0 <= i < len(RANKS) for i in ids)
+
+
+def test_bpe_encode_with_a_limit() -> None:
+    ranks = token_ranks(make_encoding("x", [b"ab", b"abc"]))
+    assert bpe_encode(b"abc", ranks) == [257]
+    assert bpe_encode(b"abc", ranks, below=257) == [256, ranks[b"c"]]
+    assert bpe_encode(b"abc", ranks, below=256) == [ranks[b"a"], ranks[b"b"], ranks[b"c"]]
+    assert bpe_encode(b"", ranks) == []
+
+
+@pytest.mark.parametrize("text", [END_OF_TEXT, f"a{END_OF_TEXT}b", END_OF_TEXT * 3, "<|endoftext"])
+def test_special_tokens_in_user_text_are_letters(text: str) -> None:
+    ids = encode(TINY, text)
+    assert eos_id(TINY) not in ids and TINY.decode(ids) == text
+    assert encode(TINY, text, end=True) == [*ids, eos_id(TINY)]
+
+
+@pytest.mark.parametrize(("text", "position"),
+                         [("\ud800", 0), ("ab\udfff", 2), ("🐈\udc00\ud800", 1)])
+def test_encode_refuses_lone_surrogates(text: str, position: int) -> None:
+    with pytest.raises(ValueError, match=f"lone surrogate, .* at position {position},"):
+        encode(TINY, text)
+
+
+@pytest.mark.parametrize("text", [b"bytes", None, 3, ["a"]])
+def test_encode_refuses_what_is_no_text(text: object) -> None:
+    with pytest.raises(TypeError, match=f"wants a str, got {type(text).__name__}"):
+        encode(TINY, text)
+
+
+def test_encode_refuses_white_space_that_would_crash_tiktoken() -> None:
+    long = "a " + " " * 499_998 + "x"
+    assert TINY.decode(encode(TINY, long)) == long
+    for text in (" " * 500_000, "a \n" + " \n" * 700_000 + "x"):
+        with pytest.raises(ValueError, match=r"characters in a row, from position [01]\b"):
+            encode(TINY, text)
+
+
+def test_eos_id_of_a_tokenizer_without_one() -> None:
+    assert eos_id(TINY) == TINY.n_vocab - 1
+    with pytest.raises(ValueError, match="has no <.endoftext.>; its special tokens are"):
+        eos_id(make_encoding("bare", [], specials=("<pad>",)))
+
+
+# ---------------------------------------------------------------------------------------------
+# Saving and loading
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    tokenizer = train_bpe(STORY, 700, specials=("<a>", END_OF_TEXT, "<b>"))
+    save_tokenizer(tokenizer, tmp_path / "new" / "folder")
+    again = load_tokenizer(tmp_path / "new" / "folder")
+    assert token_ranks(again) == token_ranks(tokenizer)
+    for special in ("<a>", END_OF_TEXT, "<b>"):
+        assert again.encode_single_token(special) == tokenizer.encode_single_token(special)
+    save_tokenizer(again, tmp_path / "twice")
+    for path in (tmp_path / "twice").iterdir():
+        assert path.read_bytes() == (tmp_path / "new" / "folder" / path.name).read_bytes()
+
+
+def test_a_saved_tokenizer_in_transformers(tmp_path: Path) -> None:
+    save_tokenizer(train_bpe(STORY, 900), tmp_path)
+    ours = load_tokenizer(tmp_path)
+    for kind in (GPT2TokenizerFast, AutoTokenizer):
+        theirs = kind.from_pretrained(tmp_path)
+        assert len(theirs) == ours.n_vocab == 900
+        assert theirs.eos_token_id == eos_id(ours) == 899
+        for text in (STORY, *HARD):
+            assert theirs(text)["input_ids"] == encode(ours, text)
+
+
+def test_what_transformers_saves_is_loaded(tmp_path: Path) -> None:
+    GPT2TokenizerFast.from_pretrained(data_path("models/tiny")).save_pretrained(tmp_path)
+    if not (tmp_path / "vocab.json").is_file():
+        pytest.skip("this version of transformers writes tokenizer.json only")
+    assert token_ranks(load_tokenizer(tmp_path)) == RANKS
+
+
+def test_the_shipped_files_are_those_that_save_writes(tmp_path: Path) -> None:
+    save_tokenizer(TINY, tmp_path)
+    for name in ("vocab.json", "merges.txt"):
+        shipped = data_path("models/tiny") / name
+        assert (tmp_path / name).read_bytes() == shipped.read_bytes()
+
+
+def cl100k_like() -> tiktoken.Encoding:
+    """Bytes in their own order, and a hole between the ranks and the special token."""
+    ranks = {bytes([b]): b for b in range(256)}
+    return tiktoken.Encoding("other", pat_str=SPLIT_PATTERN, mergeable_ranks=ranks,
+                             special_tokens={END_OF_TEXT: 300})
+
+
+def with_another_pattern() -> tiktoken.Encoding:
+    ranks = {bytes([b]): i for i, b in enumerate(byte_symbols())}
+    return tiktoken.Encoding("other", pat_str=r"(?s).", mergeable_ranks=ranks,
+                             special_tokens={END_OF_TEXT: 256})
+
+
+@pytest.mark.parametrize(("make", "message"), [
+    (cl100k_like, "does not number its tokens as GPT-2"),
+    (with_another_pattern, "splits text by another pattern"),
+    (lambda: make_encoding("other", [], specials=("<pad>",)), "has no <.endoftext.>"),
+    (lambda: make_encoding("other", [], specials=(END_OF_TEXT, "PAD")), "'PAD' reads like"),
+])
+def test_save_refuses(tmp_path: Path, make: Callable, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        save_tokenizer(make(), tmp_path / "folder")
+    assert not (tmp_path / "folder").exists()
+
+
+def test_a_full_disk_leaves_the_old_files_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_tokenizer(TINY, tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    write = Path.write_text
+
+    def full(path: Path, content: str, **options: str) -> int:
+        if path.name == "merges.txt":
+            write(path, content[:100], **options)
+            raise OSError(28, "No space left on device")
+        return write(path, content, **options)
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match="No space left"):
+        save_tokenizer(train_bpe(STORY, 300), tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+# Each takes (vocab, lines of merges.txt), changes them in place or returns other contents.
+def swap_lines(vocab: dict, lines: list[str]) -> None:
+    lines[5], lines[9] = lines[9], lines[5]
+
+
+def swap_ids(vocab: dict, lines: list[str]) -> None:
+    a, b = list(vocab)[300], list(vocab)[301]
+    vocab[a], vocab[b] = vocab[b], vocab[a]
+
+
+def swap_bytes(vocab: dict, lines: list[str]) -> None:
+    vocab["a"], vocab["b"] = vocab["b"], vocab["a"]
+
+
+def reorder_both(vocab: dict, lines: list[str]) -> None:
+    """Ids and lines agree, yet " the" comes before the " t" that it is made of."""
+    i, j = lines.index("Ġ t"), lines.index("Ġt he")
+    lines[i], lines[j] = lines[j], lines[i]
+    vocab["Ġt"], vocab["Ġthe"] = vocab["Ġthe"], vocab["Ġt"]
+
+
+def other_halves(vocab: dict, lines: list[str]) -> None:
+    lines[lines.index("Ġt he")] = "Ġ the"
+
+
+def lost_end_of_lines(vocab: dict, lines: list[str]) -> None:
+    del lines[-20:]
+
+
+def lost_merge(vocab: dict, lines: list[str]) -> None:
+    del lines[40]
+
+
+def doubled_merge(vocab: dict, lines: list[str]) -> None:
+    lines[40] = lines[39]
+
+
+def one_half(vocab: dict, lines: list[str]) -> None:
+    lines[7] = lines[7].split(" ")[0]
+
+
+def three_parts(vocab: dict, lines: list[str]) -> None:
+    lines[7] += " x"
+
+
+def foreign_letters(vocab: dict, lines: list[str]) -> None:
+    lines[7] = "猫 a"
+
+
+def lost_token(vocab: dict, lines: list[str]) -> None:
+    del vocab[list(vocab)[300]]
+
+
+def same_id_twice(vocab: dict, lines: list[str]) -> None:
+    vocab["<a>"] = 5
+
+
+def hole(vocab: dict, lines: list[str]) -> None:
+    vocab["<a>"] = len(vocab) + 1
+
+
+def ids_as_words(vocab: dict, lines: list[str]) -> None:
+    vocab.update({token: str(i) for token, i in vocab.items()})
+
+
+def null_id(vocab: dict, lines: list[str]) -> None:
+    vocab["<a>"] = None
+
+
+def no_end_of_text(vocab: dict, lines: list[str]) -> None:
+    del vocab[END_OF_TEXT]
+
+
+BROKEN_FOLDERS = [
+    (swap_lines, "ids break the order of the merges"),
+    (swap_ids, "ids break the order of the merges"),
+    (swap_bytes, "ids break the order of the merges"),
+    (reorder_both, "is not what the merges before it"),
+    (other_halves, "is not what the merges before it"),
+    (lost_end_of_lines, "has 20 tokens without a merge"),
+    (lost_merge, "ids break the order of the merges"),
+    (doubled_merge, "ids break the order of the merges"),
+    (one_half, "line 8: expected two tokens"),
+    (three_parts, "line 8: expected two tokens"),
+    (foreign_letters, "line 8: expected two tokens"),
+    (lost_token, "ids break the order of the merges"),
+    (same_id_twice, "each once"),
+    (hole, "each once"),
+    (ids_as_words, "expected tokens with their ids"),
+    (null_id, "expected tokens with their ids"),
+    (no_end_of_text, "has no <.endoftext.>"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), BROKEN_FOLDERS,
+                         ids=[change.__name__ for change, _ in BROKEN_FOLDERS])
+def test_load_refuses(tmp_path: Path, change: Callable, message: str) -> None:
+    save_tokenizer(train_bpe(STORY, 400), tmp_path)
+    vocab_path, merges_path = tmp_path / "vocab.json", tmp_path / "merges.txt"
+    vocab = json.loads(vocab_path.read_text(encoding="utf-8"))
+    lines = merges_path.read_text(encoding="utf-8").rstrip("\n").split("\n")
+    change(vocab, lines)
+    vocab_path.write_text(json.dumps(vocab), encoding="utf-8")
+    merges_path.write_text("\n".join(lines), encoding="utf-8")
+    with pytest.raises(ValueError, match=message) as failure:
+        load_tokenizer(tmp_path)
+    assert str(tmp_path) in str(failure.value)
+
+
+@pytest.mark.parametrize(("name", "content", "message"), [
+    ("vocab.json", b"", "not GPT-2 tokenizer files"),
+    ("vocab.json", b'{"!": 0, "', "not GPT-2 tokenizer files"),
+    ("vocab.json", b"[1, 2]", "expected tokens with their ids"),
+    ("vocab.json", b"\xff\xfe", "not GPT-2 tokenizer files"),
+    ("merges.txt", b"\xff\xfe", "not GPT-2 tokenizer files"),
+    ("merges.txt", b"<!doctype html>", "line 1: expected two tokens|break the order"),
+])
+def test_load_refuses_damaged_files(
+    tmp_path: Path, name: str, content: bytes, message: str
+) -> None:
+    save_tokenizer(train_bpe(STORY, 300), tmp_path)
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        load_tokenizer(tmp_path)
+
+
+def test_windows_line_ends_and_a_missing_version_do_no_harm(tmp_path: Path) -> None:
+    tokenizer = train_bpe(STORY, 400)
+    save_tokenizer(tokenizer, tmp_path)
+    path = tmp_path / "merges.txt"
+    lines = path.read_text(encoding="utf-8").split("\n")
+    for content in ("\r\n".join(lines), "\n".join(lines[1:]), "\n".join(lines[1:-1])):
+        path.write_bytes(content.encode())
+        assert token_ranks(load_tokenizer(tmp_path)) == token_ranks(tokenizer)
+
+
+def test_a_folder_that_lacks_a_file(tmp_path: Path) -> None:
+    shutil.copy(data_path("models/tiny/vocab.json"), tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"lacks merges\.txt; expected a folder"):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["no such thing", "data/models/none/at/all", "nobody", "gpt-2"])
+def test_an_unknown_tokenizer(name: str) -> None:
+    with pytest.raises(FileNotFoundError, match="is neither a folder here"):
+        load_tokenizer(name)
+
+
+@pytest.mark.parametrize("reason", ["404 not found", ""])
+def test_the_hub_says_no(monkeypatch: pytest.MonkeyPatch, reason: str) -> None:
+    import huggingface_hub
+
+    def refuse(repository: str, name: str) -> str:
+        raise OSError(reason)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", refuse)
+    with pytest.raises(FileNotFoundError, match=f"did not give some/where .OSError: {reason}"):
+        load_tokenizer("some/where")
+
+
+@pytest.mark.parametrize(("name", "repository"), [
+    ("gpt2-medium", "openai-community/gpt2-medium"), ("some/where", "some/where"),
+])
+def test_names_on_the_hub(
+    monkeypatch: pytest.MonkeyPatch, name: str, repository: str
+) -> None:
+    import huggingface_hub
+
+    asked = []
+
+    def give(repository: str, name: str) -> str:
+        asked.append(repository)
+        return str(data_path("models/tiny") / name)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", give)
+    assert load_tokenizer(name).n_vocab == TINY.n_vocab
+    assert asked == [repository] * 2
+
+
+def test_tiny_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("tiny", "data/models/tiny", data_path("models/tiny")):
+        assert find_files(name, ["merges.txt"]) == [data_path("models/tiny") / "merges.txt"]
+
+
+def test_gpt2_is_fetched_by_its_name_in_the_sources(monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {"gpt2-vocab": "vocab.json", "gpt2-merges": "merges.txt"}
+    monkeypatch.setattr(module, "fetch", lambda name: data_path("models/tiny") / files[name])
+    assert token_ranks(load_tokenizer("gpt2")) == RANKS
+
+
+def test_gpt2s_own_vocabulary(tmp_path: Path) -> None:
+    """Where the public files lie beside the checkout, or in the cache; skipped elsewhere."""
+    beside = Path(module.find_root()).parent / "shared" / "data"
+    with pytest.MonkeyPatch.context() as patch:
+        if beside.is_dir():
+            patch.setenv("LLM_DATA_DIR", str(beside))
+        patch.setattr("helpers.setup.download", lambda entry, target: ["no network in the tests"])
+        try:
+            tokenizer, merges = load_tokenizer("gpt2"), module.fetch("gpt2-merges")
+            verdict = read_text(module.fetch("the-verdict"))
+        except FetchError:
+            pytest.skip("GPT-2's vocabulary is not on this machine")
+    assert tokenizer.n_vocab == 50_257 and eos_id(tokenizer) == 50_256
+    assert encode(tokenizer, "hello world") == [31373, 995]
+    assert (len(verdict), len(encode(tokenizer, verdict))) == (20_479, 5_145)
+    save_tokenizer(tokenizer, tmp_path)
+    saved = (tmp_path / "merges.txt").read_text(encoding="utf-8")
+    assert saved == merges.read_text(encoding="utf-8")
+    theirs = GPT2TokenizerFast.from_pretrained(tmp_path)
+    for text in (STORY, *HARD):
+        assert theirs(text)["input_ids"] == encode(tokenizer, text)
+
+
+# ---------------------------------------------------------------------------------------------
+# Windows and batches
+
+
+@settings(deadline=None, max_examples=150)
+@given(st.integers(2, 60), st.integers(1, 12), st.integers(1, 15))
+def test_windows(n_tokens: int, T: int, stride: int) -> None:
+    tokens = list(range(100, 100 + n_tokens))
+    if n_tokens < T + 1:
+        with pytest.raises(ValueError, match=f"has {n_tokens} tokens; .* need {T + 1}"):
+            TokenWindows(tokens, T, stride)
+        return
+    windows = TokenWindows(tokens, T, stride)
+    assert len(windows) == len(range(0, n_tokens - T, stride)) == len(list(windows))
+    for i, (inputs, targets) in enumerate(windows):
+        assert inputs.dtype == targets.dtype == torch.int64
+        assert inputs.tolist() == tokens[i * stride:i * stride + T]
+        assert torch.equal(targets, inputs + 1)                # shifted by one place
+    assert torch.equal(windows[-1][0], windows[len(windows) - 1][0])
+    for beyond in (len(windows), -len(windows) - 1):
+        with pytest.raises(IndexError):
+            windows[beyond]
+
+
+@given(st.integers(2, 60), st.integers(1, 12))
+def test_each_token_is_a_target_once_where_the_stride_is_the_length(n_tokens: int, T: int) -> None:
+    if n_tokens > T:
+        windows = TokenWindows(list(range(n_tokens)), T)
+        seen = [i for _, targets in windows for i in targets.tolist()]
+        assert seen == list(range(1, len(seen) + 1))
+        assert n_tokens - 1 - len(seen) < T                    # what is left fills no window
+
+
+@pytest.mark.parametrize(("T", "stride"), [(0, None), (-3, 1), (4, 0), (4, -1)])
+def test_windows_refuse_sizes_below_one(T: int, stride: int | None) -> None:
+    with pytest.raises(ValueError, match="must be at least 1"):
+        TokenWindows(list(range(20)), T, stride)
+
+
+@pytest.mark.parametrize("tokens", [torch.zeros(9, 2), np.zeros((9, 2), np.uint16)])
+def test_windows_refuse_a_table(tokens: torch.Tensor | np.ndarray) -> None:
+    with pytest.raises(ValueError, match=r"flat sequence of ids, not of shape \(9, 2\)"):
+        TokenWindows(tokens, 4)
+
+
+def test_windows_of_an_empty_text() -> None:
+    with pytest.raises(ValueError, match="has 0 tokens"):
+        TokenWindows([], 4)
+
+
+def test_windows_of_every_kind_of_tokens(tmp_path: Path) -> None:
+    tokens = [5, 65_535, 8_000, 0, 40_000, 1, 2]               # beyond int16
+    array = np.array(tokens, dtype=np.uint16)
+    array.tofile(tmp_path / "tokens.bin")
+    mapped = np.memmap(tmp_path / "tokens.bin", dtype=np.uint16, mode="r")
+    for kind in (tokens, tuple(tokens), array, mapped, torch.tensor(tokens),
+                 torch.tensor(tokens, dtype=torch.int32)):
+        inputs, targets = TokenWindows(kind, 3)[1]
+        assert inputs.dtype == targets.dtype == torch.int64
+        assert inputs.tolist() == [0, 40_000, 1] and targets.tolist() == [40_000, 1, 2]
+    inputs, _ = next(iter(make_loader(mapped, context_length=3, batch_size=2, shuffle=False)))
+    inputs.add_(1)                                             # a batch is the reader's to change
+    assert mapped.tolist() == tokens
+
+
+def epoch(loader: torch.utils.data.DataLoader) -> list[list[int]]:
+    return [window for inputs, _ in loader for window in inputs.tolist()]
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(0, 2**40), st.integers(1, 7))
+def test_the_order_depends_on_the_seed_only(seed: int, batch_size: int) -> None:
+    def two_epochs() -> list[list[list[int]]]:
+        loader = make_loader(range(300), context_length=5, batch_size=batch_size, seed=seed)
+        orders = []
+        for _ in range(2):
+            torch.rand(random.randrange(1, 9))                 # others draw numbers too
+            orders.append(epoch(loader))
+        return orders
+
+    torch.manual_seed(1)
+    first, second = two_epochs()
+    torch.manual_seed(2)
+    assert two_epochs() == [first, second]
+    assert first != second and sorted(first) == sorted(second)
+    before = torch.get_rng_state()
+    epoch(make_loader(range(300), context_length=5, batch_size=batch_size, seed=seed))
+    assert torch.equal(torch.get_rng_state(), before)          # and it disturbs nobody
+
+
+def test_seeds_differ_and_order_can_be_kept() -> None:
+    orders = [epoch(make_loader(range(300), context_length=5, batch_size=4, seed=seed))
+              for seed in (0, 1)]
+    assert orders[0] != orders[1]
+    kept = make_loader(range(300), context_length=5, batch_size=4, shuffle=False)
+    assert epoch(kept) == sorted(orders[0])
+
+
+def test_batches() -> None:
+    loader = make_loader(range(51), context_length=5, batch_size=4)
+    assert [tuple(inputs.shape) for inputs, _ in loader] == [(4, 5), (4, 5), (2, 5)]
+    whole = make_loader(range(51), context_length=5, batch_size=4, drop_last=True)
+    assert [tuple(targets.shape) for _, targets in whole] == [(4, 5), (4, 5)]
+    overlapping = make_loader(range(51), context_length=5, batch_size=4, stride=1)
+    assert sum(len(inputs) for inputs, _ in overlapping) == 46
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"batch_size": 0}, "batch_size"),
+    ({"batch_size": -2}, "batch_size"),
+    ({"batch_size": 4, "stride": 0}, "at least 1"),
+    ({"batch_size": 4, "context_length": 0}, "at least 1"),
+    ({"batch_size": 4, "context_length": 50}, "has 20 tokens; .* need 51"),
+    ({"batch_size": 4, "drop_last": True}, "3 windows, less than one batch of 4"),
+])
+def test_make_loader_refuses(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_loader(range(20), **({"context_length": 6} | options))
