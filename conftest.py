@@ -21,7 +21,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A copy of the files of this checkout as they are now, committed to a repository of its own."""
+    """A copy of the files of this checkout as they are now, in a git repository of its own."""
     copy = tmp_path / "checkout"
     listing = ["git", "ls-files", "-co", "--exclude-standard", "-z"]
     found = subprocess.run(listing, cwd=ROOT, capture_output=True, text=True)

@@ -35,7 +35,7 @@ def untouched(answer: Any) -> bool:
         return True
     if not inspect.isfunction(answer):
         return False
-    code = answer.__code__
+    code = inspect.unwrap(answer).__code__        # beneath a decorator such as torch.no_grad()
     # A body of nothing but a docstring, `...` or `pass` loads no value but None.
     loads = {i.opname for i in dis.get_instructions(code) if i.opname.startswith("LOAD_")}
     return (loads <= {"LOAD_CONST", "LOAD_CONST_IMMORTAL", "LOAD_CONST_MORTAL"}
@@ -76,7 +76,8 @@ def _call(answer: Callable, *arguments: Any, **named: Any) -> Any:
     try:
         return answer(*arguments, **named)
     except Exception as error:
-        raise CheckFailed(f"{answer.__name__} raised {type(error).__name__}: {error}") from error
+        name = getattr(answer, "__name__", "your answer")
+        raise CheckFailed(f"{name} raised {type(error).__name__}: {error}") from error
 
 
 # ---------------------------------------------------------------------------------------------
@@ -706,4 +707,224 @@ def check_split_pattern(answer: str) -> None:
     pieces = [match.group() for match in pattern.finditer("the cats sat")]
     _expect(len(pieces) <= 5, f"{name}: 'the cats sat' became {pieces}; keep the letters of a word "
                               "together, or there is nothing to merge.")
+    _done(name)
+
+
+# ---------------------------------------------------------------------------------------------
+# Chapter 4: the GPT
+
+
+def _near(value: Tensor, expected: Tensor) -> bool:
+    """Whether two tensors of one shape are equal up to rounding; nan equals nothing."""
+    return torch.allclose(value.to(expected.dtype), expected, rtol=1e-4, atol=1e-5)
+
+
+def _loud(module: torch.nn.Module, std: float, seed: int, norms: bool = True) -> None:
+    """Move all parameters away from their start, so that no scale is one and no bias zero."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if norms or parameter.dim() == 2:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
+
+
+def check_layer_norm(my_layer_norm: Callable[..., Tensor]) -> None:
+    """Exercise 4.1: `my_layer_norm(x, scale, shift, eps)` is layer norm of the last dimension."""
+    name = "my_layer_norm"
+    if not _start(my_layer_norm, name):
+        return
+    generator = torch.Generator().manual_seed(0)
+    for shape, eps in (((3, 4, 6), 1e-5), ((5, 9), 0.5), ((12,), 1e-5)):
+        C = shape[-1]
+        x = torch.randn(shape, generator=generator) * 2 + 1
+        scale, shift = (torch.randn(C, generator=generator) for _ in range(2))
+        given = x.clone()
+        y = _tensor(_call(my_layer_norm, x, scale, shift, eps), name, shape, torch.float32)
+        _expect(torch.equal(x, given), f"{name}: x itself was changed. Make a new tensor instead.")
+        right = torch.nn.functional.layer_norm(x, (C,), scale, shift, eps)
+        if _near(y, right):
+            continue
+        centred = x - x.mean(-1, keepdim=True)
+        variance = x.var(-1, unbiased=False, keepdim=True)
+        normed = centred / (variance + eps).sqrt()
+        unbiased = centred / (x.var(-1, keepdim=True) + eps).sqrt()
+        _expect(not _near(y, unbiased * scale + shift),
+                f"{name}: the variance divides by C - 1. Layer norm divides by C, the count.")
+        _expect(not _near(y, normed), f"{name}: scale and shift are not applied.")
+        _expect(not _near(y, (normed + shift) * scale),
+                f"{name}: scale first, then shift; the shift is not scaled.")
+        _expect(not _near(y, centred / (variance.sqrt() + eps) * scale + shift),
+                f"{name}: eps is added to the root; it belongs under it, to the variance.")
+        _expect(not _near(y, centred / variance.sqrt() * scale + shift),
+                f"{name}: eps is not used.")
+        _expect(not _near(y, centred / (variance + eps) * scale + shift),
+                f"{name}: it divides by the variance. The spread is its root.")
+        _expect(not _near(y, x / (variance + eps).sqrt() * scale + shift),
+                f"{name}: the mean is not taken away from x.")
+        whole = (x - x.mean()) / (x.var(unbiased=False) + eps).sqrt()
+        _expect(not _near(y, whole * scale + shift),
+                f"{name}: mean and variance are taken over the whole tensor. Each vector has its "
+                "own: sum over dim=-1, with keepdim=True.")
+        raise CheckFailed(f"{name}: wrong values for x of shape {shape} and eps {eps}. Take the "
+                          "mean away, divide by the root of variance plus eps, scale, shift.")
+    flat = _tensor(_call(my_layer_norm, torch.full((2, 4), 3.0), torch.ones(4), torch.zeros(4)),
+                   name, (2, 4))
+    _expect(bool(flat.isfinite().all()),
+            f"{name}: a vector of equal entries gives {flat[0, 0].item()}. eps under the root "
+            "prevents that.")
+    _done(name)
+
+
+def check_parameter_count(my_count: Callable[..., int]) -> None:
+    """Exercise 4.2: `my_count(config)` is the number of parameters of GPT(config)."""
+    from helpers.gpt import GPT, GPT2_SIZES, GPTConfig
+
+    name = "my_count"
+    if not _start(my_count, name):
+        return
+    shape = {"vocab_size": 101, "context_length": 23, "n_embd": 12, "n_head": 3, "n_layer": 5}
+    configs = [GPTConfig(**shape), GPTConfig(**shape, tie_embeddings=False),
+               GPTConfig(**shape, qkv_bias=False),
+               GPTConfig(**shape, tie_embeddings=False, qkv_bias=False), *GPT2_SIZES.values()]
+    for config in configs:
+        value = _call(my_count, config)
+        _expect(isinstance(value, int) and not isinstance(value, bool),
+                f"{name}: expected a whole number (int), got {type(value).__name__}.")
+        with torch.device("meta"):
+            right = GPT(config).n_params
+        V, C, L = config.vocab_size, config.n_embd, config.n_layer
+        likely = {
+            V * C: "the output layer is counted, though it is the token table" if value > right
+            else "the token table or the output layer is not counted",
+            config.context_length * C: "the position table",
+            3 * C * L: "the bias of the qkv projection, which follows qkv_bias",
+            4 * C * L: "the scales and shifts of the two norms in each block",
+            2 * C: "the last norm, above the blocks",
+            4 * C * L + 2 * C: "all the norms, a scale and a shift each",
+            C * L: "the bias of one layer that writes to the stream",
+            5 * C * L: "the biases of the feed-forward network",
+            2 * C * L + 2 * C: "the shifts of the norms", 2 * C * L: "one norm in each block",
+        }
+        gap = value - right
+        hint = likely.get(abs(gap), "")
+        hint = f" That is the size of this: {hint}." if hint else " Go through the picture."
+        which = f"tie_embeddings={config.tie_embeddings}, qkv_bias={config.qkv_bias}"
+        _expect(gap == 0, f"{name}: {abs(gap):,} too {'many' if gap > 0 else 'few'} for a model of "
+                f"{L} layers of width {C} with {which}.{hint}")
+    _done(name)
+
+
+def check_parallel_block(my_parallel: Callable[..., Tensor]) -> None:
+    """Exercise 4.3: `my_parallel(block, x)` adds what both parts make of norm_1(x) to x."""
+    from helpers.gpt import GPTConfig, TransformerBlock
+
+    name = "my_parallel"
+    if not _start(my_parallel, name):
+        return
+    config = GPTConfig(vocab_size=10, context_length=8, n_embd=12, n_head=3, n_layer=1)
+    block = TransformerBlock(config).eval()
+    _loud(block, 0.4, seed=0)
+    x = torch.randn(2, 5, 12, generator=torch.Generator().manual_seed(1))
+    given = x.clone()
+    with torch.no_grad():
+        y = _tensor(_call(my_parallel, block, x), name, (2, 5, 12), torch.float32)
+        _expect(torch.equal(x, given), f"{name}: x itself was changed; += does that. Write x + ...")
+        n, n_2 = block.norm_1(x), block.norm_2(x)
+        attended, thought = block.attention(n), block.feed_forward(n)
+        mistakes = [
+            (attended + thought, "the shortcut is forgotten: x itself is part of the sum."),
+            (n + attended + thought, "the shortcut carries the normed x. It carries x as it came."),
+            (2 * x + attended + thought, "x is added twice. Both answers go onto one stream."),
+            (block(x), "this is the block as it was: the second part reads what the first wrote."),
+            (x + block.feed_forward(attended),
+             "the feed-forward network reads what attention wrote, not the normed x."),
+            (x + attended + block.feed_forward(n_2),
+             "the feed-forward network reads norm_2. Here one norm serves both."),
+            (x + attended + block.feed_forward(x),
+             "the feed-forward network reads x without a norm."),
+            (x + block.attention(x) + block.feed_forward(x), "nothing is normed."),
+            (x + attended, "the feed-forward network is missing."),
+            (x + thought, "attention is missing."),
+        ]
+        for wrong, message in mistakes:
+            _expect(not _near(y, wrong), f"{name}: {message}")
+        _expect(_near(y, x + attended + thought),
+                f"{name}: wrong values. Norm x once with norm_1, give that to both parts, and add "
+                "both answers to x.")
+    _done(name)
+
+
+def check_tied(my_tie: Callable[..., None]) -> None:
+    """Exercise 4.4: after `my_tie(model)` output layer and token table are one tensor."""
+    from helpers.gpt import GPT, GPTConfig
+
+    name = "my_tie"
+    if not _start(my_tie, name):
+        return
+    config = GPTConfig(vocab_size=30, context_length=8, n_embd=12, n_head=3, n_layer=1,
+                       tie_embeddings=False)
+    model = GPT(config)
+    _loud(model, 0.4, seed=0)
+    table, before = model.token_embedding.weight.detach().clone(), model.n_params
+    _call(my_tie, model)
+    embedding, output = model.token_embedding.weight, model.head.weight
+    for part, weight in (("token_embedding", embedding), ("head", output)):
+        _expect(tuple(weight.shape) == (30, 12),
+                f"{name}: {part}.weight has shape {tuple(weight.shape)}, expected (30, 12). The "
+                "two have one shape already: nothing is transposed.")
+    _expect(torch.equal(embedding, table),
+            f"{name}: the token table has changed. It stays; the output layer's own tensor goes.")
+    _expect(torch.equal(output, table),
+            f"{name}: the output layer does not hold the token table's numbers.")
+    shared = output.data_ptr() == embedding.data_ptr()
+    _expect(output is embedding or not shared,
+            f"{name}: memory is shared, but there are still two parameters, each with a gradient "
+            "of its own. Set the parameter itself: head.weight = ...")
+    _expect(output is embedding,
+            f"{name}: the numbers were copied. They are equal now and differ after the first step "
+            "of training; the two must be one tensor.")
+    _expect(model.n_params == before - 30 * 12, f"{name}: the model counts {model.n_params:,} "
+            f"parameters, expected {before - 30 * 12:,}.")
+    model(torch.tensor([[1, 2]])).sum().backward()
+    _expect(embedding.grad is not None, f"{name}: the tied tensor gets no gradient; is it still a "
+            "parameter that requires one?")
+    _done(name)
+
+
+def check_own_generate(my_generate: Callable[..., list[int]]) -> None:
+    """Exercise 4.5: `my_generate(model, prompt, n)` is the prompt and n greedy ids."""
+    from helpers.gpt import GPT, GPTConfig, generate
+
+    name = "my_generate"
+    if not _start(my_generate, name):
+        return
+    config = GPTConfig(vocab_size=50, context_length=12, n_embd=32, n_head=4, n_layer=2,
+                       dropout=0.3)
+    model = GPT(config).double()
+    _loud(model, 0.4, seed=0, norms=False)
+    for prompt, n in (([1, 2, 3], 6), ([4], 0), ([5, 6], 30)):
+        right = generate(model, prompt, n)
+        for training in (False, True):
+            model.train(training)
+            given = list(prompt)
+            result = _call(my_generate, model, given, n)
+            _expect(isinstance(result, list) and all(type(i) is int for i in result),
+                    f"{name}: expected a list of whole numbers, got {result!r:.60}. int() makes "
+                    "one of a tensor of one number, .tolist() a list.")
+            _expect(given == prompt, f"{name}: it changed the prompt it was given; copy it first.")
+            _expect(n == 0 or result != right[len(prompt):],
+                    f"{name}: the prompt is missing from the answer.")
+            _expect(len(result) == len(right), f"{name}: {len(prompt)} ids and {n} more should be "
+                    f"{len(right)}, got {len(result)}.")
+            _expect(result[:len(prompt)] == prompt, f"{name}: the answer begins with the prompt.")
+            if result != right and training:
+                raise CheckFailed(f"{name}: in eval mode it is right, in train mode it is not. "
+                                  "Dropout is on: call model.eval() first.")
+            _expect(result[:12] == right[:12], f"{name}: expected {right[:12]}, got {result[:12]}. "
+                    "Take the scores of the last position, and the id with the highest.")
+            _expect(result == right, f"{name}: right until the context of 12 is full, then not. "
+                    "Feed the last 12 ids, without a cache.")
+            _expect(model.training == training,
+                    f"{name}: the model came in {'train' if training else 'eval'} mode and is in "
+                    f"{'eval' if training else 'train'} mode now. Put it back.")
     _done(name)

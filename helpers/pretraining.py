@@ -11,6 +11,7 @@ import signal
 import tempfile
 import threading
 import time
+import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, is_dataclass
@@ -25,7 +26,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from helpers.gpt import GPT, GPTConfig, greedy
 from helpers.text import find_files, load_tokenizer, save_tokenizer
@@ -295,8 +296,8 @@ class BatchStream:
         for _ in range(place["batch"]):
             next(self)
         if self.epoch != place["epoch"]:
-            raise ValueError(f"The loader has fewer than the {place['batch']} batches of a pass that "
-                             "had been read: resume with the data and batch size of that run.")
+            raise ValueError(f"The loader has fewer than the {place['batch']} batches of a pass "
+                             "that had been read: resume with the data and batch size of that run.")
 
 
 # cell pick-precision of notebooks/05_pretraining.ipynb
@@ -326,8 +327,9 @@ def precision_context(precision: str, device: torch.device):
 
 # cell train-step of notebooks/05_pretraining.ipynb
 def train_step(model: nn.Module, batches: list, loss_fn: Callable, optimizer: torch.optim.Optimizer,
-               *, lr: float, grad_clip: float | None = 1.0, precision: str = "float32") -> dict:
-    """One move of the weights on one or more batches.
+               *, lr: float, grad_clip: float | None = 1.0, precision: str = "float32",
+               step: int = 1) -> dict:
+    """One move of the weights on one or more batches; `step` is its number, for the errors.
 
     Returns:
         train_loss (the mean over all targets, of all processes), targets (their number), lr,
@@ -363,8 +365,8 @@ def train_step(model: nn.Module, batches: list, loss_fn: Callable, optimizer: to
     for what, value in (("loss", total), ("gradient", norm)):
         if not math.isfinite(value):
             optimizer.zero_grad(set_to_none=True)
-            raise FloatingPointError(f"the {what} is {value} at a learning rate of {lr:.3g}; lower "
-                                     "it, or warm up longer")
+            raise FloatingPointError(f"The {what} is {value} at step {step}, with a learning rate "
+                                     f"of {lr:.3g}. Lower the rate, or warm up longer.")
     for group in optimizer.param_groups:
         group["lr"] = lr
     optimizer.step()
@@ -460,8 +462,8 @@ def save_checkpoint(path: str | Path, model: nn.Module, optimizer: torch.optim.O
         try:
             torch.save(state, temporary)
         except (OSError, RuntimeError) as error:    # a full disk is now this, now that
-            raise OSError(f"The checkpoint {path} could not be written ({error}). Is the disk full? "
-                          "An older checkpoint of that name is untouched.") from error
+            raise OSError(f"The checkpoint {path} could not be written ({error}). Is the disk "
+                          "full? An older checkpoint of that name is untouched.") from error
 
 
 # cell load-checkpoint of notebooks/05_pretraining.ipynb
@@ -480,6 +482,9 @@ def load_checkpoint(path: str | Path, model: nn.Module, optimizer: torch.optim.O
     parts = ("step", "config", "model", "optimizer", "batches", "records", "samples", "rng",
              "cuda_rng")
     try:
+        with zipfile.ZipFile(path) as archive:             # torch.load does not look at checksums
+            if archive.testzip() is not None:
+                raise ValueError("wrong checksum")
         state = torch.load(path, map_location="cpu", weights_only=True)
         step, found, names, *_ = (state[part] for part in parts)
     except Exception as error:
@@ -532,6 +537,7 @@ class Monitor:
 
     def __call__(self, step: int, model: nn.Module, record: dict, bar: tqdm) -> None:
         """Complete the record of a step, keep it, and show it."""
+        record = {"step": step, **record}
         device = next(model.parameters()).device
         if self._due(step, self.eval_every):
             with precision_context(self.precision, device), evaluating(model, *self.loaders):
@@ -583,8 +589,8 @@ def plan_steps(loader: Iterable, epochs: int | None, max_steps: int | None,
         raise ValueError("The loader does not know its length, so epochs cannot be counted "
                          "beforehand: give max_steps.") from None
     if not n_batches:
-        raise ValueError("The loader is empty: there is no batch to train on. Is the text too short "
-                         "for one batch, with drop_last?")
+        raise ValueError("The loader is empty: there is no batch to train on. Is the text too "
+                         "short for one batch, with drop_last?")
     total = math.ceil(n_batches / accumulate)
     return total, n_batches - (total - 1) * accumulate
 
@@ -600,8 +606,7 @@ def fit(model: nn.Module, train_loader: Iterable, *, loss_fn: Callable = lm_loss
         sample: Callable[[nn.Module], str] | None = None, sample_every: int | None = None,
         checkpoint: str | Path | None = None, checkpoint_every: int | None = None,
         resume: str | Path | None = None, device: torch.device | str | None = None,
-        compile: bool = False, progress: bool = True,
-        log: Callable[[dict], object] | None = None) -> History:
+        compile: bool = False, progress: bool = True, log: Callable | None = None) -> History:
     """Train a model: the one training loop of the series.
 
     Args:
@@ -646,32 +651,25 @@ def fit(model: nn.Module, train_loader: Iterable, *, loss_fn: Callable = lm_loss
     watch = Monitor(history, total, loss_fn, precision, val_loader, eval_every, eval_batches,
                     metrics, sample, sample_every, log if main else None, train_loader)
     done = load_checkpoint(resume, model, optimizer, batches, history) if resume else 0
-    tokens = history.records[-1]["tokens"] if history.records else 0
+    tokens, every = history.records[-1]["tokens"] if done else 0, checkpoint_every or total
     running, where = torch.compile(model) if compile else model, next(model.parameters()).device
-    bar = tqdm(total=total, initial=done, disable=not (progress and main), unit="step")
+    bar = tqdm(total=total, initial=done, disable=not (progress and main), mininterval=1.0)
     with InterruptFlag() as interrupt, bar:
         if not history.records:
-            watch(0, running, {"step": 0, "epoch": 0, "tokens": 0}, bar)
+            watch(0, running, {"epoch": 0, "tokens": 0}, bar)
         running.train()
-        stopped = interrupt.agreed(where)
-        while done < total and not stopped:
+        stopped = done >= total or interrupt.agreed(where)
+        while not stopped:
             group = [next(batches) for _ in range(last_group if done + 1 == total else accumulate)]
             rate = warmup_cosine(done + 1, lr=lr, min_lr=min_lr, warmup_steps=warmup_steps,
                                  total_steps=total)
-            try:
-                seen = train_step(running, group, loss_fn, optimizer, lr=rate,
-                                  grad_clip=grad_clip, precision=precision)
-            except FloatingPointError as error:
-                raise FloatingPointError(f"At step {done + 1} of {total} {error}.") from None
+            seen = train_step(running, group, loss_fn, optimizer, lr=rate, grad_clip=grad_clip,
+                              precision=precision, step=done + 1)
             done, tokens = done + 1, tokens + seen.pop("targets")
-            record = {"step": done, "epoch": batches.epoch, "tokens": tokens, **seen}
-            watch(done, running, record, bar)
-            stopped = interrupt.agreed(where)
-            due = checkpoint_every and done % checkpoint_every == 0 and done < total and not stopped
-            if checkpoint and main and due:
+            watch(done, running, {"epoch": batches.epoch, "tokens": tokens, **seen}, bar)
+            stopped = done == total or interrupt.agreed(where)
+            if checkpoint and main and (stopped or done % every == 0):
                 save_checkpoint(checkpoint, model, optimizer, batches, history, done)
-        if checkpoint and main:
-            save_checkpoint(checkpoint, model, optimizer, batches, history, done)
     history.interrupted = done < total
     return history
 
@@ -789,7 +787,8 @@ def read_config(path: str | Path) -> GPTConfig:
     for name, value in fixed.items():
         allowed = (value, 4 * raw.get("n_embd", 0)) if name == "n_inner" else (value,)
         if raw.get(name, value) not in allowed:
-            raise ValueError(f"{path} has {name} = {raw[name]!r}; this series builds {value!r} only.")
+            raise ValueError(f"{path} has {name} = {raw[name]!r}; this series builds {value!r} "
+                             "only.")
     missing = [k for k in ("vocab_size", "n_embd", "n_head", "n_layer") if k not in raw]
     length = raw.get("n_positions", raw.get("n_ctx"))
     if missing or length is None:
@@ -838,7 +837,8 @@ def read_weights(path: str | Path, config: GPTConfig, dtype: torch.dtype) -> dic
                 raise ValueError(f"{path} does not fit its config: {'; '.join(problems)}.")
             for ours, (_, transposed) in key_map(config).items():
                 tensor = file.get_tensor(sources[ours])
-                weights[ours] = (tensor.t() if transposed else tensor).to(dtype).contiguous()
+                tensor = tensor.t() if transposed else tensor
+                weights[ours] = torch.empty(expected[ours], dtype=dtype).copy_(tensor)
     except SafetensorError as error:
         raise ValueError(f"{path} is not a whole safetensors file: {error}.") from None
     return weights

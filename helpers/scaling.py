@@ -150,8 +150,9 @@ def open_shards(folder: str | Path, context_length: int) -> ConcatDataset:
     for path, shard in ((folder / shard["file"], shard) for shard in shards):
         found = sha256(path) if path.is_file() else "missing"
         if found != shard["sha256"]:
-            raise ValueError(f"{path} is missing, cut short or damaged (sha256 {found}, the manifest "
-                             f"says {shard['sha256']}): delete the manifest, and tokenize again.")
+            raise ValueError(f"{path} is missing, cut short or damaged (sha256 {found}, the "
+                             f"manifest says {shard['sha256']}): delete the manifest, and tokenize "
+                             "again.")
         tokens = np.memmap(path, dtype=np.uint16, mode="r")
         if len(tokens) > context_length:
             windows.append(TokenWindows(tokens, context_length))
@@ -273,8 +274,8 @@ def prepare(recipe: Recipe, corpus: str | Path, run: str | Path) -> tiktoken.Enc
         save_tokenizer(train_bpe(texts, recipe.model["vocab_size"]), run / "tokenizer")
     tokenizer = load_tokenizer(run / "tokenizer")
     if tokenizer.n_vocab != recipe.model["vocab_size"]:
-        raise ValueError(f"{run} was begun with a vocabulary of {tokenizer.n_vocab}, and the recipe "
-                         f"says {recipe.model['vocab_size']}: give another folder for this run.")
+        raise ValueError(f"{run} was begun with a vocabulary of {tokenizer.n_vocab}, and the "
+                         f"recipe says {recipe.model['vocab_size']}: give another folder.")
     for split, paths in files.items():
         if not (run / split / "manifest.json").is_file():
             documents = (text for path in paths for text in read_documents(path))
@@ -291,15 +292,15 @@ def make_loaders(recipe: Recipe, run: str | Path) -> tuple[DataLoader, DataLoade
     sampler = None
     if dist.is_initialized():
         sampler, generator = DistributedSampler(train, seed=t.seed, drop_last=True), None
-    return (DataLoader(train, t.batch_size, shuffle=sampler is None, sampler=sampler, drop_last=True,
-                       generator=generator),
+    return (DataLoader(train, t.batch_size, shuffle=sampler is None, sampler=sampler,
+                       drop_last=True, generator=generator),
             DataLoader(validation, t.batch_size, shuffle=True,
                        generator=torch.Generator().manual_seed(t.seed)))
 
 
 # cell train of notebooks/C_scaling.ipynb
 def train(recipe: Recipe, run: str | Path, tokenizer: tiktoken.Encoding) -> tuple[GPT, History]:
-    """Train the model of a recipe on the shards of a run, from its last checkpoint if it has one."""
+    """Train the model of a recipe on the shards of a run, from its checkpoint if it has one."""
     run, t = Path(run), recipe.training
     set_seed(t.seed)
     end = eos_id(tokenizer)
@@ -321,8 +322,8 @@ def train(recipe: Recipe, run: str | Path, tokenizer: tiktoken.Encoding) -> tupl
     history = fit(wrapped, train_loader, max_steps=max(1, t.tokens // step_tokens), lr=t.lr,
                   min_lr=t.min_lr, warmup_steps=t.warmup_steps, weight_decay=t.weight_decay,
                   betas=tuple(t.betas), grad_clip=t.grad_clip, accumulate=t.accumulate,
-                  precision=t.precision, compile=t.compile, val_loader=val_loader, eval_every=t.eval_every,
-                  eval_batches=t.eval_batches, checkpoint=checkpoint,
+                  precision=t.precision, compile=t.compile, val_loader=val_loader,
+                  eval_every=t.eval_every, eval_batches=t.eval_batches, checkpoint=checkpoint,
                   checkpoint_every=t.checkpoint_every,
                   resume=checkpoint if checkpoint.is_file() else None, progress=False, log=log)
     return model, history
@@ -335,7 +336,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                                      description="Pretrain a GPT from a recipe.")
     parser.add_argument("recipe", help="a TOML file such as data/models/tiny/recipe.toml")
     parser.add_argument("--corpus", required=True, help="the folder with the recipe's text files")
-    parser.add_argument("--run", required=True, help="the folder of this run; resumed if it has begun")
+    parser.add_argument("--run", required=True, help="the folder of this run; resumed if begun")
     arguments = parser.parse_args(argv)
     recipe, run = read_recipe(arguments.recipe), Path(arguments.run)
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1

@@ -687,7 +687,7 @@ def test_left_pad() -> None:
 def test_lay_out() -> None:
     positions, mask = lay_out(3, 6, None)
     assert positions.tolist() == [3, 4, 5] and mask is None
-    positions, mask = lay_out(2, 4, torch.tensor([0, 3]))    # a row that is all padding but its last
+    positions, mask = lay_out(2, 4, torch.tensor([0, 3]))    # a row that is mostly padding
     assert positions.tolist() == [[2, 3], [0, 0]] and mask.shape == (2, 1, 2, 4)
     assert mask[0, 0].int().tolist() == [[1, 1, 1, 0], [1, 1, 1, 1]]
     assert mask[1, 0].int().tolist() == [[0, 0, 1, 0], [0, 0, 0, 1]]

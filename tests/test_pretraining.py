@@ -201,7 +201,7 @@ def test_to_device_reaches_nested_tensors():
 
 
 def gradients(model: nn.Module, batches: list) -> dict[str, torch.Tensor]:
-    """What a step moved the weights by: plain descent with a rate of 1 moves them by the gradient."""
+    """What a step moved the weights by: plain descent at a rate of 1 moves by the gradient."""
     before = weights_of(model)
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.0)
     train_step(model, batches, lm_loss, optimizer, lr=1.0, grad_clip=None)
@@ -314,7 +314,7 @@ def test_fit_learns_and_its_history_adds_up():
                         metrics=lambda m: {"half": 0.5}, log=seen.append)
     frame = history.frame
     assert frame["step"].tolist() == list(range(41)) and seen == history.records
-    assert history.last("train_loss") < 0.7 * history.records[1]["train_loss"]
+    assert history.last("train_loss") < 0.85 * history.records[1]["train_loss"]
     assert frame["tokens"].iloc[-1] == 10 * 55 and not history.interrupted
     assert frame["epoch"].tolist()[1:9] == [0] * 4 + [1] * 4
     assert frame.loc[frame["val_loss"].notna(), "step"].tolist() == [0, 10, 20, 30, 40]
@@ -361,7 +361,7 @@ def test_a_loader_that_can_be_read_only_once():
 
 @pytest.mark.parametrize("how", [{"epochs": 1}, {"max_steps": 3}])
 def test_an_empty_loader(how):
-    short = make_loader(TOKENS[:8], context_length=5, batch_size=3, drop_last=True)
+    short = DataLoader(TokenWindows(TOKENS[:8], 5), batch_size=3, drop_last=True)
     for loader in ([], short):
         with pytest.raises(ValueError, match="empty"):
             quiet_fit(make_model(), loader, **how)
@@ -428,20 +428,27 @@ def test_bfloat16_trains_in_float32_weights():
         quiet_fit(make_model(), windows(), max_steps=1, precision="float16")
 
 
-def test_a_compiled_model_trains_and_its_files_fit_the_plain_one(tmp_path, monkeypatch):
+def test_a_compiled_model_trains_and_its_files_fit_the_plain_one(tmp_path):
     plain = make_model(dropout=0.1)
     quiet_fit(plain, windows(), max_steps=5)
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
-    for inside in (False, True):
-        model = make_model(dropout=0.1)
-        given_model = model if inside else torch.compile(model)
-        torch.manual_seed(0)
-        make_model(dropout=0.1)                         # the random numbers of the plain run
-        quiet_fit(given_model, windows(), max_steps=3, compile=inside, val_loader=windows(2),
-                  sample=lambda m: type(m).__name__, checkpoint=tmp_path / "c.pt")
-        resumed = make_model(dropout=0.1)
-        history = quiet_fit(resumed, windows(), max_steps=5, resume=tmp_path / "c.pt")
-        assert history.samples[0] == (0, "GPT") and history.last("step") == 5
+    model = make_model(dropout=0.1)
+    history = quiet_fit(torch.compile(model, backend="eager"), windows(), max_steps=3,
+                        val_loader=windows(2), sample=lambda m: type(m).__name__,
+                        checkpoint=tmp_path / "c.pt")
+    assert history.samples[0] == (0, "GPT") and model.training
+    resumed = make_model(dropout=0.1)
+    assert quiet_fit(resumed, windows(), max_steps=5, resume=tmp_path / "c.pt").last("step") == 5
+    for name, weight in weights_of(resumed).items():    # the schedules differ in length
+        torch.testing.assert_close(weight, weights_of(plain)[name], rtol=0, atol=0.01)
+
+
+def test_compile_is_an_option(monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda model: compiled.append(model) or model)
+    model = make_model()
+    quiet_fit(model, windows(), max_steps=1)
+    quiet_fit(model, windows(), max_steps=1, compile=True)
+    assert compiled == [model]
 
 
 def test_fit_trains_where_it_is_told():
@@ -651,8 +658,8 @@ def test_checkpoint_that_is_missing_damaged_or_foreign(tmp_path):
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
     flipped = bytearray(whole)
-    flipped[30:60] = b"\0" * 30
-    (tmp_path / "flipped").write_bytes(flipped)
+    flipped[whole.index(make_model().token_embedding.weight.detach().numpy().tobytes())] ^= 1
+    (tmp_path / "flipped").write_bytes(flipped)         # one bit of one number
     torch.save({"model": {}, "step": 3, "config": None}, tmp_path / "foreign")
     torch.save([1, 2], tmp_path / "list")
     for name in (*files, "flipped", "foreign", "list"):
@@ -773,8 +780,8 @@ def reference(row: list[float], temperature: float, top_k: int | None, top_p: fl
     return [shares[i] / whole if i in kept else 0.0 for i in range(len(row))], kept, distance
 
 
-logit_rows = st.lists(st.one_of(st.floats(-20, 20, width=16), st.sampled_from([0.0, 1.0, -math.inf])),
-                      min_size=1, max_size=12).filter(lambda row: max(row) > -math.inf)
+one_logit = st.floats(-20, 20, width=16) | st.sampled_from([0.0, 1.0, -math.inf])
+logit_rows = st.lists(one_logit, min_size=1, max_size=12).filter(lambda row: max(row) > -math.inf)
 bends = {"temperature": st.floats(0.05, 20), "top_k": st.none() | st.integers(1, 15),
          "top_p": st.none() | st.floats(1e-6, 1.0)}
 
@@ -941,7 +948,7 @@ def test_we_open_what_transformers_saves(changes, theirs, tmp_path, tokenizer):
 
 @pytest.mark.parametrize("prefix", ["", "transformer."])
 def test_the_hubs_old_file(prefix, theirs, tmp_path, tokenizer):
-    """Bare names, causal masks among the weights, an old config: openai-community/gpt2's own form."""
+    """Bare names, causal masks among the weights, an old config, as openai-community/gpt2 has."""
     model = theirs()
     model.save_pretrained(tmp_path)
     save_tokenizer(tokenizer, tmp_path)
@@ -983,7 +990,7 @@ def test_a_loaded_model_trains_and_is_saved_where_it_came_from(folder, tokenizer
     model, opened = load_pretrained(folder)
     assert all(p.requires_grad and p.is_contiguous() for p in model.parameters())
     quiet_fit(model, windows(), max_steps=2, lr=0.1)
-    assert (folder / "model.safetensors").read_bytes() == before         # the file is not the memory
+    assert (folder / "model.safetensors").read_bytes() == before     # the file is not the memory
     other = weights_of(load_pretrained(folder)[0])
     assert any(not torch.equal(w, other[n]) for n, w in weights_of(model).items())
     save_pretrained(model, opened, folder)
@@ -1184,9 +1191,10 @@ HUB = """
         after = rss()
         print("COPIES", (after["RssAnon"] - before["RssAnon"]) / size,
               (after["VmHWM"] - before["VmHWM"]) / size, size)
-    os.environ.pop("HF_HUB_OFFLINE")
+    import time
     import huggingface_hub.constants as constants
     constants.HF_HUB_OFFLINE = False
+    time.sleep = lambda seconds: None           # the hub's client tries again, later and later
     try:
         load_pretrained("gpt2-large")
     except FileNotFoundError as error:
