@@ -12,6 +12,8 @@ the run and leaves that notebook as it was. At the end all modules are exported.
 from __future__ import annotations
 
 import argparse
+import base64
+import io
 import os
 import re
 import subprocess
@@ -24,6 +26,7 @@ import nbclient
 import nbformat
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbformat import NotebookNode
+from PIL import Image, UnidentifiedImageError  # matplotlib brings it
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -90,12 +93,31 @@ def _clean_output(output: NotebookNode, root: Path) -> NotebookNode | None:
 def _clean_data(data: NotebookNode, root: Path) -> NotebookNode:
     """Keep text, pictures, and of HTML the tables of pandas, which are better than their text."""
     table = 'class="dataframe"' in data.get("text/html", "")
-    return NotebookNode(
+    kept = NotebookNode(
         (kind, _relative_paths(value, root) if kind.startswith("text/") else value)
         for kind, value in data.items()
         if not kind.startswith("application/")
         and (kind != "text/html" or table or "text/plain" not in data)
     )
+    if "image/png" in kept:
+        kept["image/png"] = _smaller_picture(kept["image/png"])
+    return kept
+
+
+def _smaller_picture(png: str) -> str:
+    """A figure with a palette of 128 colours: the same to the eye, in a third of the bytes."""
+    raw = base64.b64decode(png)
+    try:
+        picture = Image.open(io.BytesIO(raw))
+    except UnidentifiedImageError:
+        return png
+    if picture.mode == "P":                # has one already
+        return png
+    packed = io.BytesIO()
+    picture = picture.convert("RGB").quantize(128, dither=Image.Dither.NONE)
+    picture.save(packed, "PNG", optimize=True)
+    smaller = len(packed.getvalue()) < len(raw)
+    return base64.b64encode(packed.getvalue()).decode("ascii") + "\n" if smaller else png
 
 
 def _last_state(text: str) -> str:
