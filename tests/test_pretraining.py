@@ -755,6 +755,11 @@ def test_replacing_puts_the_new_file_in_one_move(tmp_path):
         temporary.write_text("newer")
         raise KeyboardInterrupt
     assert path.read_text() == "new" and os.listdir(path.parent) == ["file"]
+    inode = path.stat().st_ino
+    with replacing(path) as temporary:
+        temporary.write_text("newest")
+        made = temporary.stat().st_ino
+    assert path.stat().st_ino == made != inode          # moved, not copied: never half-written
 
 
 # ---- choosing words
