@@ -30,7 +30,7 @@ if "COLAB_RELEASE_TAG" in os.environ and importlib.util.find_spec("helpers") is 
     folder = os.path.abspath(repository.rsplit("/", 1)[1])
     if not os.path.isdir(folder):
         subprocess.run(["git", "clone", "-q", "--depth", "1", repository, folder], check=True)
-    needed = ["huggingface_hub", "pandas", "pooch", "safetensors", "tiktoken", "tqdm"]
+    needed = ["huggingface_hub", "pandas", "pooch", "requests", "safetensors", "tiktoken", "tqdm"]
     if missing := [name for name in needed if importlib.util.find_spec(name) is None]:
         subprocess.run([sys.executable, "-m", "pip", "install", "-q", *missing], check=True)
     sys.path.insert(0, folder)
