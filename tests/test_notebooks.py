@@ -440,3 +440,15 @@ def test_modules_import_earlier_chapters_only(module: str) -> None:
     imported = set(re.findall(r"\bhelpers\.(\w+) import|\bimport helpers\.(\w+)", source))
     names = {name for pair in imported for name in pair if name}
     assert names <= set(MODULES[: MODULES.index(module)])
+
+
+@every
+def test_links_lead_somewhere(path: Path) -> None:
+    """A link to another file of the repository is there."""
+    targets = [
+        target
+        for cell in nbformat.read(path, as_version=4).cells
+        if cell.cell_type == "markdown"
+        for target in re.findall(r"\]\((?!https?://|#|attachment:)([^)#\s]+)", prose(cell))
+    ]
+    assert_none([target for target in targets if not (path.parent / target).exists()])
