@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from helpers.attention import CausalSelfAttention, KVCache, attend_by_table, table_is_faster
+from helpers.attention import CausalSelfAttention, KVCache, naive_attention, prefer_naive_attention
 
 few = settings(deadline=None, max_examples=25)
 SHAPES = [(8, 1), (8, 2), (12, 4), (6, 6)]                     # (n_embd, n_head)
@@ -32,7 +32,7 @@ def make_x(B: int, T: int, C: int, seed: int = 1, dtype: torch.dtype = torch.flo
 
 
 def cache_for(layer: CausalSelfAttention, B: int, room: int) -> KVCache:
-    n_embd, weight = layer.projection.in_features, layer.projection.weight
+    n_embd, weight = layer.output_projection.in_features, layer.output_projection.weight
     return KVCache(B, layer.n_head, room, n_embd // layer.n_head, weight.dtype, weight.device)
 
 
@@ -56,7 +56,7 @@ def by_hand(layer: CausalSelfAttention, x: Tensor) -> Tensor:
                 mixed.append(sum(p / sum(powers) * v[s] for s, p in enumerate(powers)))
             heads.append(torch.stack(mixed))                   # (T, hs)
         rows.append(torch.cat(heads, dim=-1))                  # (T, C)
-    return torch.stack(rows) @ layer.projection.weight.T + layer.projection.bias
+    return torch.stack(rows) @ layer.output_projection.weight.T + layer.output_projection.bias
 
 
 # ---------------------------------------------------------------------------------------------
@@ -78,7 +78,7 @@ def test_equals_pytorch(n_embd: int, n_head: int, dtype: torch.dtype) -> None:
     with torch.no_grad():
         theirs.in_proj_weight.copy_(layer.qkv.weight)
         theirs.in_proj_bias.copy_(layer.qkv.bias)
-        theirs.out_proj.load_state_dict(layer.projection.state_dict())
+        theirs.out_proj.load_state_dict(layer.output_projection.state_dict())
         hidden = torch.ones(7, 7, dtype=torch.bool).triu(1)
         expected, _ = theirs(x, x, x, attn_mask=hidden, need_weights=False)
         torch.testing.assert_close(layer(x), expected)
@@ -89,14 +89,14 @@ def test_gradients_equal_those_of_pytorch() -> None:
     theirs = nn.MultiheadAttention(8, 2, batch_first=True, dtype=torch.float64)
     theirs.in_proj_weight.data.copy_(layer.qkv.weight)
     theirs.in_proj_bias.data.copy_(layer.qkv.bias)
-    theirs.out_proj.load_state_dict(layer.projection.state_dict())
+    theirs.out_proj.load_state_dict(layer.output_projection.state_dict())
     hidden = torch.ones(5, 5, dtype=torch.bool).triu(1)
     goal = make_x(2, 5, 8, seed=2)
     (layer(x) * goal).sum().backward()
     (theirs(x, x, x, attn_mask=hidden)[0] * goal).sum().backward()
     torch.testing.assert_close(layer.qkv.weight.grad, theirs.in_proj_weight.grad)
     torch.testing.assert_close(layer.qkv.bias.grad, theirs.in_proj_bias.grad)
-    torch.testing.assert_close(layer.projection.weight.grad, theirs.out_proj.weight.grad)
+    torch.testing.assert_close(layer.output_projection.weight.grad, theirs.out_proj.weight.grad)
 
 
 @pytest.mark.parametrize(("T", "dropout", "trains"), [(9, 0.0, True), (9, 0.1, False),
@@ -106,8 +106,8 @@ def test_bfloat16_training_on_the_cpu_uses_the_table(
 ) -> None:
     layer, x = make(8, 2, torch.float32, dropout=dropout).train(), make_x(1, T, 8).float()
     calls = []
-    monkeypatch.setattr("helpers.attention.attend_by_table",
-                        lambda q, k, v: calls.append(q.shape) or attend_by_table(q, k, v))
+    monkeypatch.setattr("helpers.attention.naive_attention",
+                        lambda q, k, v: calls.append(q.shape) or naive_attention(q, k, v))
     with torch.autocast("cpu", torch.bfloat16):
         layer(x)
         assert bool(calls) == trains
@@ -124,7 +124,7 @@ def test_the_table_equals_the_fused_form_and_so_do_its_gradients(
     B: int, T: int, shape: tuple[int, int]
 ) -> None:
     nh, hs = shape[1], shape[0] // shape[1]
-    forms = [attend_by_table, lambda *qkv: nn.functional.scaled_dot_product_attention(
+    forms = [naive_attention, lambda *qkv: nn.functional.scaled_dot_product_attention(
         *qkv, is_causal=True)]
     results = []
     for form in forms:
@@ -155,14 +155,14 @@ def test_training_in_bfloat16_stays_close_to_float32_and_causal() -> None:
 
 def test_when_the_table_is_faster() -> None:
     q = torch.zeros(1, 2, 8, 4, dtype=torch.bfloat16, requires_grad=True)
-    assert table_is_faster(q)
-    assert not table_is_faster(q.detach()) and not table_is_faster(q.float())
+    assert prefer_naive_attention(q)
+    assert not prefer_naive_attention(q.detach()) and not prefer_naive_attention(q.float())
 
 
 def test_a_single_token_is_its_value() -> None:
     layer, x = make(8, 2), make_x(2, 1, 8)
     value = layer.qkv(x)[..., 16:]
-    torch.testing.assert_close(layer(x), layer.projection(value))
+    torch.testing.assert_close(layer(x), layer.output_projection(value))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -192,8 +192,8 @@ def test_the_shares_of_a_row_sum_to_one(B: int, T: int, shape: tuple[int, int]) 
     C = shape[0]
     with torch.no_grad():
         layer.qkv.weight[2 * C:].zero_()                       # the values are the bias alone
-        layer.projection.weight.copy_(torch.eye(C))
-        layer.projection.bias.zero_()
+        layer.output_projection.weight.copy_(torch.eye(C))
+        layer.output_projection.bias.zero_()
         torch.testing.assert_close(layer(x), layer.qkv.bias[2 * C:].expand(B, T, C))
 
 
@@ -204,7 +204,7 @@ def test_the_scores_are_divided_by_the_root_of_the_head_size() -> None:
             parameter.zero_()
         layer.qkv.weight[:8, 0] = layer.qkv.weight[8:16, 0] = 1    # each score: 4 x_i x_j / 2
         layer.qkv.weight[16, 1] = 1
-        layer.projection.weight.copy_(torch.eye(8))
+        layer.output_projection.weight.copy_(torch.eye(8))
         x = torch.zeros(1, 2, 8, dtype=torch.float64)
         x[0, 1, 0] = x[0, 1, 1] = 1
         share = math.exp(2) / (math.exp(2) + 1)
@@ -218,11 +218,11 @@ def test_a_cache_equals_no_cache_for_any_split(
     sizes: list[int], B: int, spare: int, shape: tuple[int, int]
 ) -> None:
     layer, x = make(*shape), make_x(B, sum(sizes), shape[0])
-    cache = cache_for(layer, B, sum(sizes) + spare)
+    kv_cache = cache_for(layer, B, sum(sizes) + spare)
     with torch.no_grad():
-        pieces = [layer(piece, cache) for piece in x.split(sizes, dim=1)]
+        pieces = [layer(piece, kv_cache) for piece in x.split(sizes, dim=1)]
         torch.testing.assert_close(torch.cat(pieces, dim=1), layer(x))
-    assert cache.length == sum(sizes)
+    assert kv_cache.seq_len == sum(sizes)
 
 
 def left_padding_mask(pad: list[int], start: int, end: int) -> Tensor:
@@ -246,11 +246,11 @@ def test_padding_at_the_left_changes_nothing(
     pad = [max(lengths) - n for n in lengths]
     first = data.draw(st.integers(1, T))
     x = make_x(len(pad), T, 8)
-    cache = cache_for(layer, len(pad), T)
+    kv_cache = cache_for(layer, len(pad), T)
     with torch.no_grad():
         at_once = layer(x, mask=left_padding_mask(pad, 0, T))
         cuts = [(0, first), (first, T)] if first < T else [(0, T)]
-        pieces = [layer(x[:, a:b], cache, left_padding_mask(pad, a, b)) for a, b in cuts]
+        pieces = [layer(x[:, a:b], kv_cache, left_padding_mask(pad, a, b)) for a, b in cuts]
         assert not at_once.isnan().any()
         torch.testing.assert_close(torch.cat(pieces, dim=1), at_once)
         for b, n in enumerate(pad):
@@ -268,18 +268,18 @@ def test_a_mask_replaces_the_causal_one() -> None:
 
 
 # ---------------------------------------------------------------------------------------------
-# The cache
+# The kv_cache
 
 
 def test_a_cache_returns_what_it_was_given() -> None:
-    cache = KVCache(2, 3, 5, 4)
+    kv_cache = KVCache(2, 3, 5, 4)
     keys, values = torch.randn(2, 2, 3, 4, 4).unbind()
     for piece in range(4):
         now = slice(piece, piece + 1)
-        held = cache.append(keys[:, :, now], values[:, :, now])
+        held = kv_cache.update(keys[:, :, now], values[:, :, now])
         assert torch.equal(held[0], keys[:, :, :piece + 1])
         assert torch.equal(held[1], values[:, :, :piece + 1])
-    assert cache.length == 4
+    assert kv_cache.seq_len == 4
 
 
 @pytest.mark.parametrize(
@@ -289,19 +289,19 @@ def test_a_cache_returns_what_it_was_given() -> None:
     ids=["another batch size", "other heads", "another head size", "too long"],
 )
 def test_a_cache_refuses_what_does_not_fit(shape: tuple[int, ...], words: str) -> None:
-    cache = KVCache(2, 2, 5, 4)
-    cache.append(torch.ones(2, 2, 2, 4), torch.ones(2, 2, 2, 4))
-    before = cache.keys.clone(), cache.values.clone()
+    kv_cache = KVCache(2, 2, 5, 4)
+    kv_cache.update(torch.ones(2, 2, 2, 4), torch.ones(2, 2, 2, 4))
+    before = kv_cache.keys.clone(), kv_cache.values.clone()
     with pytest.raises(ValueError) as error:
-        cache.append(torch.full(shape, 2.0), torch.full(shape, 2.0))
+        kv_cache.update(torch.full(shape, 2.0), torch.full(shape, 2.0))
     assert words in str(error.value)
-    assert cache.length == 2
-    assert torch.equal(cache.keys, before[0]) and torch.equal(cache.values, before[1])
+    assert kv_cache.seq_len == 2
+    assert torch.equal(kv_cache.keys, before[0]) and torch.equal(kv_cache.values, before[1])
 
 
 def test_a_cache_refuses_keys_and_values_of_two_lengths() -> None:
     with pytest.raises(ValueError, match=r"\(1, 2, 2, 4\).*\(1, 2, 1, 4\)"):
-        KVCache(1, 2, 5, 4).append(torch.ones(1, 2, 2, 4), torch.ones(1, 2, 1, 4))
+        KVCache(1, 2, 5, 4).update(torch.ones(1, 2, 2, 4), torch.ones(1, 2, 1, 4))
 
 
 def test_a_layer_refuses_the_cache_of_another_batch_or_model() -> None:
@@ -309,24 +309,24 @@ def test_a_layer_refuses_the_cache_of_another_batch_or_model() -> None:
     others = [(layer, 3), (make(8, 4), 2), (make(12, 2), 2)]
     for cache in (cache_for(other, B, 9) for other, B in others):
         with pytest.raises(ValueError, match="made for"):
-            layer(make_x(2, 1, 8), cache)
-        assert cache.length == 0
+            layer(make_x(2, 1, 8), kv_cache)
+        assert kv_cache.seq_len == 0
 
 
 def test_a_cache_fills_to_the_last_place() -> None:
-    layer, cache = make(8, 2), KVCache(1, 2, 3, 4, torch.float64)
+    layer, kv_cache = make(8, 2), KVCache(1, 2, 3, 4, torch.float64)
     with torch.no_grad():
-        layer(make_x(1, 3, 8), cache)
+        layer(make_x(1, 3, 8), kv_cache)
         with pytest.raises(ValueError, match="holds up to 3 tokens; 4"):
-            layer(make_x(1, 1, 8), cache)
-    assert cache.length == 3
+            layer(make_x(1, 1, 8), kv_cache)
+    assert kv_cache.seq_len == 3
 
 
 def test_a_cache_works_under_autocast() -> None:
     layer, x = make(8, 2, torch.float32), make_x(2, 5, 8, dtype=torch.float32)
-    cache = cache_for(layer, 2, 5)
+    kv_cache = cache_for(layer, 2, 5)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        pieces = [layer(piece, cache) for piece in x.split([2, 1, 2], dim=1)]
+        pieces = [layer(piece, kv_cache) for piece in x.split([2, 1, 2], dim=1)]
     torch.testing.assert_close(torch.cat(pieces, dim=1).float(), layer(x), rtol=0.1, atol=0.1)
 
 
@@ -337,7 +337,7 @@ def test_a_cache_works_under_autocast() -> None:
 @pytest.mark.parametrize("qkv_bias", [True, False])
 def test_the_state_dict_holds_what_is_learned_and_no_mask(qkv_bias: bool) -> None:
     layer = make(8, 2, qkv_bias=qkv_bias)
-    names = {"qkv.weight", "projection.weight", "projection.bias"}
+    names = {"qkv.weight", "output_projection.weight", "output_projection.bias"}
     names |= {"qkv.bias"} if qkv_bias else set()
     layer(make_x(1, 5, 8), KVCache(1, 2, 5, 4, torch.float64))
     assert set(layer.state_dict()) == {name for name, _ in layer.named_parameters()} == names
@@ -357,7 +357,7 @@ def test_dropout_in_train_mode_only() -> None:
 
 def test_dropout_acts_on_the_shares_too() -> None:
     layer, x = make(8, 2, dropout=0.5).train(), make_x(2, 6, 8)
-    layer.output_dropout.eval()                                # leaves that of the shares
+    layer.residual_dropout.eval()                                # leaves that of the shares
     assert not torch.allclose(layer(x), layer(x))
     layer.train()
     layer.dropout = 0.0                                        # leaves that of the outputs
@@ -379,6 +379,6 @@ def test_dropout_is_a_share(dropout: float) -> None:
 
 def test_the_examples_in_the_docstrings() -> None:
     assert CausalSelfAttention(n_embd=8, n_head=2)(torch.zeros(1, 5, 8)).shape == (1, 5, 8)
-    cache = KVCache(1, 2, 8, 4)
-    keys, _ = cache.append(torch.ones(1, 2, 3, 4), torch.ones(1, 2, 3, 4))
-    assert (cache.length, keys.shape) == (3, torch.Size([1, 2, 3, 4]))
+    kv_cache = KVCache(1, 2, 8, 4)
+    keys, _ = kv_cache.update(torch.ones(1, 2, 3, 4), torch.ones(1, 2, 3, 4))
+    assert (kv_cache.seq_len, keys.shape) == (3, torch.Size([1, 2, 3, 4]))

@@ -84,5 +84,5 @@ def test_untouched_sees_an_empty_body() -> None:
         """Say what to do."""
         return x
 
-    assert checks.untouched(only_doc) and checks.untouched(lambda: None)
-    assert not checks.untouched(done) and not checks.untouched(0)
+    assert checks.is_unanswered(only_doc) and checks.untouched(lambda: None)
+    assert not checks.is_unanswered(done) and not checks.untouched(0)

@@ -14,31 +14,17 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
-from helpers.classification import (
-    LABELS,
-    Classifier,
-    SpamDataset,
-    balance,
-    classification_loss,
-    classify,
-    collate,
-    confusion_matrix,
-    encode_message,
-    evaluate,
-    load_classifier,
-    message_key,
-    message_loader,
-    pad_batch,
-    read_messages,
-    remove_repeats,
-    save_classifier,
-    scores,
-    split,
-)
+from helpers.classification import (LABELS, GPTForSequenceClassification, SpamDataset,
+                                    classification_loss, classification_metrics, collate_messages,
+                                    confusion_matrix, dedup_key, drop_duplicates, encode_message,
+                                    evaluate, load_classifier, message_dataloader, pad_batch,
+                                    predict, read_messages, save_classifier, stratified_split,
+                                    undersample)
 from helpers.gpt import GPT, GPTConfig
-from helpers.pretraining import fit, load_pretrained, mean_loss, save_pretrained
-from helpers.setup import data_path
-from helpers.text import END_OF_TEXT, encode, eos_id, train_bpe
+from helpers.pretrained import load_pretrained, save_pretrained
+from helpers.training import evaluate_loss, fit
+from helpers.common import data_path
+from helpers.tokenizer import END_OF_TEXT, encode, eos_token_id, train_bpe
 
 EIGHT = pd.DataFrame(
     [("ham", "See you at six"), ("spam", "You won a boat, reply now"), ("ham", "Is the cat in?"),
@@ -57,7 +43,7 @@ def tokenizer():
 def gpt(tokenizer):
     """A GPT whose every weight is away from its start, so that no term is zero by accident."""
     torch.manual_seed(1)
-    model = GPT(replace(CONFIG, eos_id=eos_id(tokenizer)))
+    model = GPT(replace(CONFIG, eos_token_id=eos_token_id(tokenizer)))
     with torch.no_grad():
         for weight in model.parameters():
             weight.add_(0.2 * torch.randn_like(weight))
@@ -67,7 +53,7 @@ def gpt(tokenizer):
 @pytest.fixture
 def model(gpt):
     torch.manual_seed(2)
-    model = Classifier(deepcopy(gpt))
+    model = GPTForSequenceClassification(deepcopy(gpt))
     with torch.no_grad():
         model.head.weight.mul_(20)                # logits of about 1: differences would be seen
     return model.eval()
@@ -127,7 +113,7 @@ def test_the_shipped_messages_can_be_read():
     frame = read_messages(data_path("sms.tsv"))
     counts = frame["label"].value_counts()
     assert set(counts.index) == set(LABELS) and counts.min() >= 100
-    train, val, test = split(balance(remove_repeats(frame)))
+    train, val, test = stratified_split(undersample(drop_duplicates(frame)))
     assert len(train) > len(test) > len(val) >= 20
 
 
@@ -144,13 +130,13 @@ def test_the_shipped_messages_can_be_read():
     ("привет, мир", "Привет мир 5", True),
 ])
 def test_message_key(a, b, same):
-    assert (message_key(a) == message_key(b)) == same
+    assert (dedup_key(a) == dedup_key(b)) == same
 
 
 def test_remove_repeats_keeps_the_first_and_drops_disputed_ones():
     frame = pd.DataFrame([("ham", "Ok"), ("ham", "ok!"), ("spam", "Call 5"), ("ham", "call 6"),
                           ("spam", "Win"), ("spam", "WIN 7")], columns=["label", "text"])
-    kept = remove_repeats(frame)
+    kept = drop_duplicates(frame)
     assert kept["text"].tolist() == ["Ok", "Win"] and kept.index.tolist() == [0, 1]
     assert len(frame) == 6                                   # the table given is left alone
 
@@ -166,44 +152,44 @@ def many(n_ham, n_spam):
 
 def test_balance():
     frame = many(30, 10)
-    even = balance(frame, seed=3)
+    even = undersample(frame, seed=3)
     assert even["label"].value_counts().to_dict() == {"ham": 10, "spam": 10}
     assert not even["text"].duplicated().any() and set(even["text"]) <= set(frame["text"])
-    assert even.equals(balance(frame, seed=3)) and not even.equals(balance(frame, seed=4))
+    assert even.equals(undersample(frame, seed=3)) and not even.equals(undersample(frame, seed=4))
     torch.manual_seed(0)
     before = torch.rand(1)
     torch.manual_seed(0)
-    balance(frame)
+    undersample(frame)
     assert torch.rand(1) == before                           # a generator of its own
     with pytest.raises(ValueError, match=r"two labels or more, found \['ham'\]"):
-        balance(many(3, 0))
+        undersample(many(3, 0))
 
 
 @settings(max_examples=30, deadline=None)
 @given(n_ham=st.integers(12, 60), n_spam=st.integers(12, 60), seed=st.integers(0, 5))
 def test_split_shares_out_every_message_once(n_ham, n_spam, seed):
     frame = many(n_ham, n_spam)
-    parts = split(frame, (0.7, 0.1, 0.2), seed)
+    parts = stratified_split(frame, (0.7, 0.1, 0.2), seed)
     assert sorted(pd.concat(parts)["text"]) == sorted(frame["text"])
     for part, share in zip(parts, (0.7, 0.1, 0.2), strict=True):
         for label, n in (("ham", n_ham), ("spam", n_spam)):
             assert abs((part["label"] == label).sum() - share * n) <= 1
-    keys = [set(part["text"].map(message_key)) for part in parts]
+    keys = [set(part["text"].map(dedup_key)) for part in parts]
     assert not (keys[0] & keys[1] or keys[0] & keys[2] or keys[1] & keys[2])
 
 
 def test_split_depends_on_the_seed_alone():
     frame = many(20, 20)
-    first, again, other = split(frame, seed=1), split(frame, seed=1), split(frame, seed=2)
+    first, again, other = stratified_split(frame, seed=1), stratified_split(frame, seed=1), stratified_split(frame, seed=2)
     assert all(a.equals(b) for a, b in zip(first, again, strict=True))
     assert not all(a.equals(b) for a, b in zip(first, other, strict=True))
 
 
 def test_split_refuses_what_would_leak():
     frame = pd.concat([many(20, 20), pd.DataFrame({"label": ["ham"], "text": ["HAM  b! 5"]})])
-    with pytest.raises(ValueError, match=r"1 messages repeat another.*remove_repeats"):
-        split(frame)
-    assert len(split(remove_repeats(frame))) == 3
+    with pytest.raises(ValueError, match=r"1 messages repeat another.*drop_duplicates"):
+        stratified_split(frame)
+    assert len(stratified_split(drop_duplicates(frame))) == 3
 
 
 @pytest.mark.parametrize(("fractions", "says"), [
@@ -211,7 +197,7 @@ def test_split_refuses_what_would_leak():
     ((0.98, 0.01, 0.01), "too few")])
 def test_split_refuses_bad_fractions(fractions, says):
     with pytest.raises(ValueError, match=says):
-        split(many(20, 20), fractions)
+        stratified_split(many(20, 20), fractions)
 
 
 # Messages as ids, batches
@@ -221,8 +207,8 @@ def test_encode_message(tokenizer):
     assert encode_message(tokenizer, "See you").tolist() == encode(tokenizer, "See you")
     assert encode_message(tokenizer, "now " * 99, 7).shape == (7,)
     empty = encode_message(tokenizer, "")
-    assert empty.tolist() == [eos_id(tokenizer)] and empty.dtype == torch.int64
-    assert eos_id(tokenizer) not in encode_message(tokenizer, f"a {END_OF_TEXT} b")
+    assert empty.tolist() == [eos_token_id(tokenizer)] and empty.dtype == torch.int64
+    assert eos_token_id(tokenizer) not in encode_message(tokenizer, f"a {END_OF_TEXT} b")
     for length in (0, -1):
         with pytest.raises(ValueError, match="max_length must be at least 1"):
             encode_message(tokenizer, "now", length)
@@ -238,7 +224,7 @@ def test_dataset_cuts_on_the_right_and_counts(tokenizer):
         assert long.dtype == torch.int64 and isinstance(label, int)
     assert cut.truncated == sum(len(ids) > 5 for ids, _ in whole) > 0
     assert [label for _, label in whole] == [0, 1] * 4
-    assert whole.end_id == eos_id(tokenizer)
+    assert whole.pad_token_id == eos_token_id(tokenizer)
 
 
 @pytest.mark.parametrize(("frame", "says"), [
@@ -254,7 +240,7 @@ def test_dataset_refuses_bad_tables(tokenizer, frame, says):
 def test_collate_counts_end_tokens_of_the_text():
     rows = [9, 9, 9], [9], [3, 9, 4, 9, 9]
     items = [(torch.tensor(row), label) for row, label in zip(rows, (1, 0, 1), strict=True)]
-    tokens, lengths, labels = collate(items, pad_id=9)
+    tokens, lengths, labels = collate_messages(items, pad_id=9)
     assert tokens.tolist() == [[9] * 5, [9] * 5, [3, 9, 4, 9, 9]]
     assert lengths.tolist() == [3, 1, 5] and labels.tolist() == [1, 0, 1]
     assert tokens.dtype == lengths.dtype == labels.dtype == torch.int64
@@ -266,15 +252,15 @@ def test_pad_batch_refuses_rows_without_a_token(rows, says):
     with pytest.raises(ValueError, match=says):
         pad_batch(rows, 0)
     with pytest.raises(ValueError, match=says):
-        collate([(row, 0) for row in rows], 0)
+        collate_messages([(row, 0) for row in rows], 0)
 
 
 def test_loader_covers_everything_in_a_seeded_order(tokenizer):
     data = SpamDataset(EIGHT, tokenizer)
-    plain = torch.cat([labels for *_, labels in message_loader(data, 3)])
+    plain = torch.cat([labels for *_, labels in message_dataloader(data, 3)])
     assert plain.tolist() == [0, 1] * 4
     def order(seed):
-        loader = message_loader(data, 3, shuffle=True, seed=seed)
+        loader = message_dataloader(data, 3, shuffle=True, seed=seed)
         return torch.cat([lengths for _, lengths, _ in loader])
     torch.manual_seed(0)
     first = order(5)
@@ -291,7 +277,7 @@ def test_loader_covers_everything_in_a_seeded_order(tokenizer):
 def test_padding_changes_no_logit(gpt, data):
     """Any rows, any amount of padding, any id as the filling: each row as if it were alone."""
     torch.manual_seed(2)
-    model = Classifier(gpt).eval()
+    model = GPTForSequenceClassification(gpt).eval()
     limit, ids = gpt.config.context_length, st.integers(0, gpt.config.vocab_size - 1)
     rows = data.draw(st.lists(st.lists(ids, min_size=1, max_size=limit), min_size=1, max_size=4))
     tokens, lengths = pad_batch([torch.tensor(row) for row in rows], data.draw(ids))
@@ -304,13 +290,13 @@ def test_padding_changes_no_logit(gpt, data):
 
 def test_end_tokens_in_the_text_do_not_move_the_place_that_is_read(model, gpt):
     """The end token at every place of a row, and the same token as padding."""
-    end = gpt.config.eos_id
+    end = gpt.config.eos_token_id
     rows = [[end], [end, 5], [5, end], [end, end, end], [5, end, 6, end, 7], [5, end, 6, end, end]]
     tokens, lengths = pad_batch([torch.tensor(row) for row in rows], end)
     with torch.no_grad():
         logits = model(F.pad(tokens, (0, 7), value=end), lengths)
         for row, out in zip(rows, logits, strict=True):
-            expected = model.head(gpt.hidden(torch.tensor([row]))[0, len(row) - 1])
+            expected = model.head(gpt.hidden_states(torch.tensor([row]))[0, len(row) - 1])
             torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-4)
     assert (logits[0] - logits[3]).abs().max() > 1e-2        # equal ids in the batch, other lengths
 
@@ -342,12 +328,12 @@ def test_too_long_and_foreign_ids_are_refused(model):
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("trainable", ["head", "last", "all"])
 def test_what_trains_is_what_was_asked_for(trainable, tied):
-    model = Classifier(GPT(replace(CONFIG, tie_embeddings=tied)), trainable=trainable)
+    model = GPTForSequenceClassification(GPT(replace(CONFIG, tie_word_embeddings=tied)), trainable=trainable)
     moving = {name for name, p in model.named_parameters() if p.requires_grad}
     names = {name for name, _ in model.named_parameters()}
     head = {"head.weight", "head.bias"}
     last = {name for name in names if name.startswith(("gpt.blocks.1.", "gpt.final_norm."))}
-    everything = names - {"gpt.head.weight"}                 # its output layer has no use here
+    everything = names - {"gpt.lm_head.weight"}                 # its output layer has no use here
     assert moving == {"head": head, "last": head | last, "all": everything}[trainable]
     tokens, lengths = torch.tensor([[1, 2, 3]]), torch.tensor([2])
     before = deepcopy(model.state_dict())
@@ -368,17 +354,17 @@ def test_set_trainable_can_be_changed_and_refuses_nonsense(model):
 @pytest.mark.parametrize(("n", "labels"), [(1, None), (2, ["a"]), (3, ["a", "b", "a"]), (0, [])])
 def test_bad_classes_are_refused(gpt, n, labels):
     with pytest.raises(ValueError, match="two classes or more"):
-        Classifier(gpt, n, labels=labels)
+        GPTForSequenceClassification(gpt, n, labels=labels)
 
 
 def test_names_of_the_classes(gpt):
-    assert Classifier(gpt).labels == ("ham", "spam")
-    assert Classifier(gpt, 3).labels == ("0", "1", "2")
-    assert Classifier(gpt, 3, labels=["a", "b", "c"]).labels == ("a", "b", "c")
+    assert GPTForSequenceClassification(gpt).labels == ("ham", "spam")
+    assert GPTForSequenceClassification(gpt, 3).labels == ("0", "1", "2")
+    assert GPTForSequenceClassification(gpt, 3, labels=["a", "b", "c"]).labels == ("a", "b", "c")
 
 
 def test_the_head_has_the_type_of_the_model(gpt):
-    model = Classifier(deepcopy(gpt).double()).eval()
+    model = GPTForSequenceClassification(deepcopy(gpt).double()).eval()
     assert model(torch.tensor([[1, 2]]), torch.tensor([2])).dtype == torch.float64
 
 
@@ -387,14 +373,14 @@ def test_the_head_has_the_type_of_the_model(gpt):
 
 def test_loss_is_a_sum_and_a_count(model, tokenizer):
     data = SpamDataset(EIGHT, tokenizer)
-    batch = next(iter(message_loader(data, 8)))
+    batch = next(iter(message_dataloader(data, 8)))
     with torch.no_grad():
         total, n = classification_loss(model, batch)
         logits = model(*batch[:2])
     by_hand = -sum(logits.log_softmax(-1)[i, label] for i, label in enumerate(batch[2].tolist()))
     torch.testing.assert_close(total, by_hand)
     assert n == 8 and isinstance(n, int)
-    thirds = mean_loss(model, message_loader(data, 3), classification_loss)     # 3, 3 and 2
+    thirds = evaluate_loss(model, message_dataloader(data, 3), classification_loss)     # 3, 3 and 2
     assert math.isclose(thirds, total.item() / 8, rel_tol=1e-5)
 
 
@@ -423,7 +409,7 @@ def test_confusion_matrix():
     ([[2, 1, 0], [1, 3, 0], [1, 0, 2]], 2, (0.7, 1.0, 2 / 3, 0.8)),
 ])
 def test_scores_by_hand(confusion, positive, expected):
-    found = scores(torch.tensor(confusion), positive)
+    found = classification_metrics(torch.tensor(confusion), positive)
     assert list(found) == ["accuracy", "precision", "recall", "f1"]
     assert list(found.values()) == pytest.approx(expected)
     assert all(type(value) is float for value in found.values())
@@ -470,17 +456,17 @@ def test_evaluate_of_nothing_and_of_an_error(model):
 
 def test_a_random_model_learns_eight_messages(tokenizer):
     torch.manual_seed(0)
-    model = Classifier(GPT(CONFIG), trainable="all")
+    model = GPTForSequenceClassification(GPT(CONFIG), trainable="all")
     data = SpamDataset(EIGHT, tokenizer, CONFIG.context_length)
-    loader = message_loader(data, 3, shuffle=True)
+    loader = message_dataloader(data, 3, shuffle=True)
     def metrics(model):
         return {"accuracy": evaluate(model, loader)["accuracy"]}
     history = fit(model, loader, loss_fn=classification_loss, epochs=30, lr=3e-3, metrics=metrics,
-                  val_loader=message_loader(data, 8), progress=False)
+                  val_loader=message_dataloader(data, 8), progress=False)
     assert history.last("accuracy") == 1.0 and history.last("val_loss") < 0.05
     assert history.records[1]["tokens"] == 3                 # a target for each message
     assert model.training
-    found = classify(model, tokenizer, EIGHT["text"].tolist())
+    found = predict(model, tokenizer, EIGHT["text"].tolist())
     assert [label for label, _ in found] == EIGHT["label"].tolist()
 
 
@@ -488,7 +474,7 @@ def test_a_random_model_learns_eight_messages(tokenizer):
 def test_classify(model, tokenizer, training):
     model.train(training)
     texts = ["", "Pay now", "now " * 200, f"Free {END_OF_TEXT} boat", "Is the cat in?"]
-    found = classify(model, tokenizer, texts, batch_size=2)
+    found = predict(model, tokenizer, texts, batch_size=2)
     assert model.training == training
     with torch.no_grad():
         for text, (label, probability) in zip(texts, found, strict=True):
@@ -496,28 +482,28 @@ def test_classify(model, tokenizer, training):
             expected = model(ids, torch.tensor([ids.shape[1]])).softmax(-1)[0]
             assert label == LABELS[int(expected.argmax())]
             assert probability == pytest.approx(expected.max().item(), abs=1e-5)
-    assert classify(model, tokenizer, []) == []
+    assert predict(model, tokenizer, []) == []
 
 
 def test_classify_uses_the_names_of_the_model(gpt, tokenizer):
-    model = Classifier(gpt, 3, labels=["a", "b", "c"])
+    model = GPTForSequenceClassification(gpt, 3, labels=["a", "b", "c"])
     with torch.no_grad():
         model.head.bias.copy_(torch.tensor([0.0, 0.0, 100.0]))
-    assert classify(model, tokenizer, ["now"]) == [("c", pytest.approx(1.0))]
+    assert predict(model, tokenizer, ["now"]) == [("c", pytest.approx(1.0))]
 
 
 def test_classify_refuses_what_is_no_list_of_texts(model, tokenizer):
     with pytest.raises(TypeError, match="list of texts"):
-        classify(model, tokenizer, "now")
+        predict(model, tokenizer, "now")
     with pytest.raises(TypeError, match="str"):
-        classify(model, tokenizer, ["now", None])
+        predict(model, tokenizer, ["now", None])
     with pytest.raises(ValueError, match="surrogate"):
-        classify(model.train(), tokenizer, ["\ud83d"])
+        predict(model.train(), tokenizer, ["\ud83d"])
     assert model.training
 
 
 def test_saved_and_loaded_is_the_same(model, tokenizer, tmp_path):
-    model = Classifier(model.gpt, 3, labels=["ham", "späm", "?"]).eval()
+    model = GPTForSequenceClassification(model.gpt, 3, labels=["ham", "späm", "?"]).eval()
     save_classifier(model, tokenizer, tmp_path / "new" / "filter")
     again, its_tokenizer = load_classifier(tmp_path / "new" / "filter")
     assert again.labels == model.labels and not again.training

@@ -1,4 +1,4 @@
-"""Chapter 4: the model equals GPT-2, generates alike with and without a cache, and says no clearly.
+"""Chapter 4: the model equals GPT-2, generates alike with and without a kv_cache, and says no clearly.
 
 The reference is `transformers`. Every tensor is perturbed before a comparison: fresh biases are
 zero and fresh norms one, so a swap of two would pass unseen.
@@ -23,28 +23,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from helpers.attention import KVCache
-from helpers.gpt import (
-    GELU,
-    GPT,
-    GPT2_SIZES,
-    FeedForward,
-    GPTConfig,
-    LayerNorm,
-    RowLinear,
-    TransformerBlock,
-    check_room,
-    check_tokens,
-    flops_per_token,
-    generate,
-    greedy,
-    init_weights,
-    lay_out,
-    left_pad,
-    next_logits,
-    prepare_for_writing,
-    stream,
-)
-from helpers.pretraining import key_map, make_optimizer
+from helpers.generation import (GemvLinear, generate, generate_stream, greedy, left_pad,
+                                next_token_logits, optimize_for_inference)
+from helpers.gpt import (GELU, GPT, GPT2_CONFIGS, FeedForward, GPTConfig, LayerNorm,
+                         TransformerBlock, check_context_length, flops_per_token, init_weights,
+                         position_ids_and_mask, validate_token_ids)
+from helpers.pretrained import hf_key_map
+from helpers.training import configure_optimizer
 
 CONFIG = GPTConfig(vocab_size=50, context_length=16, n_embd=32, n_head=4, n_layer=2)
 SMALL = GPTConfig(vocab_size=13, context_length=13, n_embd=8, n_head=2, n_layer=2)
@@ -66,7 +51,7 @@ def reference(config: GPTConfig) -> GPT2LMHeadModel:
     theirs = GPT2LMHeadModel(GPT2Config(
         vocab_size=config.vocab_size, n_positions=config.context_length, n_embd=config.n_embd,
         n_head=config.n_head, n_layer=config.n_layer, bos_token_id=None, eos_token_id=None,
-        tie_word_embeddings=config.tie_embeddings))
+        tie_word_embeddings=config.tie_word_embeddings))
     return perturb(theirs).eval()
 
 
@@ -75,9 +60,9 @@ def named(theirs: GPT2LMHeadModel, kind: str = "weight") -> dict[str, Tensor]:
     config = GPTConfig(
         theirs.config.vocab_size, theirs.config.n_positions, theirs.config.n_embd,
         theirs.config.n_head, theirs.config.n_layer,
-        tie_embeddings=theirs.config.tie_word_embeddings)
+        tie_word_embeddings=theirs.config.tie_word_embeddings)
     parameters, found = dict(theirs.named_parameters()), {}
-    for ours, (name, transposed) in key_map(config).items():
+    for ours, (name, transposed) in hf_key_map(config).items():
         tensor = parameters[name if name.startswith("lm_head") else f"transformer.{name}"]
         tensor = tensor.grad if kind == "gradient" else tensor.detach()
         found[ours] = tensor.T if transposed else tensor
@@ -119,16 +104,16 @@ def random_tokens(config: GPTConfig, *shape: int) -> Tensor:
 
 def narrow(name: str) -> GPTConfig:
     """A size of GPT-2 with its layers and heads, 4 numbers each instead of 64."""
-    size = GPT2_SIZES[name]
+    size = GPT2_CONFIGS[name]
     return replace(size, vocab_size=97, context_length=24, n_embd=4 * size.n_head, dropout=0.0,
-                   bos_id=None, eos_id=None)
+                   bos_token_id=None, eos_token_id=None)
 
 
 HEAD_64 = GPTConfig(vocab_size=97, context_length=24, n_embd=192, n_head=3, n_layer=3)
-SHAPES = [*map(narrow, GPT2_SIZES), HEAD_64, replace(HEAD_64, tie_embeddings=False)]
+SHAPES = [*map(narrow, GPT2_CONFIGS), HEAD_64, replace(HEAD_64, tie_word_embeddings=False)]
 
 
-@pytest.mark.parametrize("config", SHAPES, ids=[*GPT2_SIZES, "head-64", "untied"])
+@pytest.mark.parametrize("config", SHAPES, ids=[*GPT2_CONFIGS, "head-64", "untied"])
 def test_logits_and_gradients_equal_transformers(config: GPTConfig) -> None:
     theirs = reference(config)
     ours = carry_over(theirs, config)
@@ -184,7 +169,7 @@ def test_queries_and_values_swapped_would_be_seen() -> None:
             assert (wrong(tokens) - expected).abs().max() > 1e-3, order
 
 
-@pytest.mark.parametrize("config", SHAPES, ids=[*GPT2_SIZES, "head-64", "untied"])
+@pytest.mark.parametrize("config", SHAPES, ids=[*GPT2_CONFIGS, "head-64", "untied"])
 def test_the_other_gelu_would_be_seen(config: GPTConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     theirs = reference(config)
     model, tokens = carry_over(theirs, config), random_tokens(config, 2, config.context_length)
@@ -193,21 +178,21 @@ def test_the_other_gelu_would_be_seen(config: GPTConfig, monkeypatch: pytest.Mon
         assert (model(tokens) - theirs(tokens).logits).abs().max() > 1e-4
 
 
-@pytest.mark.parametrize("eos_id", [None, 5])
-def test_greedy_generation_equals_transformers(eos_id: int | None) -> None:
+@pytest.mark.parametrize("eos_token_id", [None, 5])
+def test_greedy_generation_equals_transformers(eos_token_id: int | None) -> None:
     config = replace(SMALL, vocab_size=40, context_length=32, n_embd=32)
     theirs = perturb(reference(config).double(), std=0.3, seed=1)
     model = carry_over(theirs, config)
-    assert model.head.weight.dtype == torch.float64
+    assert model.lm_head.weight.dtype == torch.float64
     prompts = [[1, 2, 3, 4, 5, 6], [7, 8], [9]]
     expected = []
     for prompt in prompts:
         out = theirs.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=26,
-                              eos_token_id=eos_id, pad_token_id=0,
+                              eos_token_id=eos_token_id, pad_token_id=0,
                               attention_mask=torch.ones(1, len(prompt), dtype=torch.long))
         expected.append(out[0].tolist())
-    assert [generate(model, p, 26, eos_id=eos_id) for p in prompts] == expected
-    assert generate(model, prompts, 26, eos_id=eos_id) == expected
+    assert [generate(model, p, 26, eos_token_id=eos_token_id) for p in prompts] == expected
+    assert generate(model, prompts, 26, eos_token_id=eos_token_id) == expected
     assert len({i for row in expected for i in row}) > 8     # and it is no stammer
 
 
@@ -219,17 +204,17 @@ def test_greedy_generation_equals_transformers(eos_id: int | None) -> None:
     ("gpt2-xl", 1_557_611_200)])
 def test_parameter_counts(name: str, count: int) -> None:
     with torch.device("meta"):
-        assert GPT(GPT2_SIZES[name]).n_params == count
+        assert GPT(GPT2_CONFIGS[name]).n_params == count
 
 
 def test_parameter_count_untied_and_without_bias() -> None:
-    config = replace(GPT2_SIZES["gpt2"], tie_embeddings=False, qkv_bias=False)
+    config = replace(GPT2_CONFIGS["gpt2"], tie_word_embeddings=False, qkv_bias=False)
     with torch.device("meta"):
         assert GPT(config).n_params == 163_009_536
         assert GPT(replace(config, qkv_bias=True)).n_params == 124_439_808 + 50257 * 768
 
 
-@pytest.mark.parametrize("config", [CONFIG, SMALL, *GPT2_SIZES.values()])
+@pytest.mark.parametrize("config", [CONFIG, SMALL, *GPT2_CONFIGS.values()])
 def test_flops_are_what_pytorch_counts(config: GPTConfig) -> None:
     """Up to the masked half of attention, which PyTorch counts and Kaplan et al. do not."""
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
@@ -250,12 +235,12 @@ def test_flops_are_what_pytorch_counts(config: GPTConfig) -> None:
 def test_layer_norm_equals_pytorch(shape: tuple[int, ...]) -> None:
     ours, theirs = LayerNorm(8, eps=0.1), nn.LayerNorm(8, eps=0.1)
     perturb(ours, 0.5)
-    theirs.load_state_dict({"weight": ours.scale, "bias": ours.shift})
+    theirs.load_state_dict({"weight": ours.weight, "bias": ours.bias})
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 3 + 1
     torch.testing.assert_close(ours(x), theirs(x))
     variance = x.var(-1, unbiased=False, keepdim=True)
     by_hand = (x - x.mean(-1, keepdim=True)) / (variance + 0.1).sqrt()
-    torch.testing.assert_close(ours(x), by_hand * ours.scale + ours.shift)
+    torch.testing.assert_close(ours(x), by_hand * ours.weight + ours.bias)
 
 
 def test_gelu_is_the_tanh_form() -> None:
@@ -269,7 +254,7 @@ def test_feed_forward_treats_each_token_alone() -> None:
     ff, x = FeedForward(8), torch.randn(2, 5, 8)
     order = torch.randperm(5)
     torch.testing.assert_close(ff(x)[:, order], ff(x[:, order]))
-    assert ff.widen.weight.shape == (32, 8) and ff.narrow.weight.shape == (8, 32)
+    assert ff.up_projection.weight.shape == (32, 8) and ff.down_projection.weight.shape == (8, 32)
     assert FeedForward(8, dropout=0.5).train()(x).ne(ff(x)).any()
 
 
@@ -279,7 +264,7 @@ def test_block_adds_twice_and_norms_before() -> None:
     y = x + block.attention(block.norm_1(x))
     torch.testing.assert_close(block(x), y + block.feed_forward(block.norm_2(y)))
     with torch.no_grad():                                    # silenced parts leave the shortcut
-        for layer in (block.attention.projection, block.feed_forward.narrow):
+        for layer in (block.attention.output_projection, block.feed_forward.down_projection):
             layer.weight.zero_()
             layer.bias.zero_()
     assert torch.equal(block(x), x)
@@ -295,12 +280,12 @@ def test_norm_eps_reaches_every_norm() -> None:
 def test_weights_start_as_gpt2s(tied: bool) -> None:
     torch.manual_seed(0)
     config = GPTConfig(vocab_size=500, context_length=64, n_embd=128, n_head=4, n_layer=8,
-                       tie_embeddings=tied)
+                       tie_word_embeddings=tied)
     for name, p in GPT(config).named_parameters():
         if p.dim() == 1:
             assert torch.equal(p, torch.full_like(p, float(name.endswith("scale")))), name
         else:
-            residual = name.endswith(("projection.weight", "narrow.weight"))
+            residual = name.endswith(("output_projection.weight", "down_projection.weight"))
             std = 0.02 / 4 if residual else 0.02             # the root of 2 x 8 is 4
             assert p.std().item() == pytest.approx(std, rel=0.05), name
             assert abs(p.mean().item()) < std / 20, name
@@ -308,27 +293,27 @@ def test_weights_start_as_gpt2s(tied: bool) -> None:
 
 def test_init_weights_leaves_norms_alone() -> None:
     norm = LayerNorm(4)
-    nn.init.constant_(norm.scale, 3.0)
+    nn.init.constant_(norm.weight, 3.0)
     init_weights(norm)
-    assert norm.scale.tolist() == [3.0] * 4
+    assert norm.weight.tolist() == [3.0] * 4
 
 
 def test_tied_is_one_tensor_through_training_copying_and_moving() -> None:
     model = GPT(CONFIG)
-    assert model.head.weight is model.token_embedding.weight
+    assert model.lm_head.weight is model.token_embedding.weight
     again = copy.deepcopy(model).double()
-    assert again.head.weight is again.token_embedding.weight
+    assert again.lm_head.weight is again.token_embedding.weight
     again.load_state_dict(perturb(GPT(CONFIG)).state_dict())
     again(torch.tensor([[1, 2]])).sum().backward()
     torch.optim.SGD(again.parameters(), lr=0.1).step()
-    assert torch.equal(again.head.weight, again.token_embedding.weight)
-    untied = GPT(replace(CONFIG, tie_embeddings=False))
+    assert torch.equal(again.lm_head.weight, again.token_embedding.weight)
+    untied = GPT(replace(CONFIG, tie_word_embeddings=False))
     assert untied.n_params - model.n_params == 50 * 32
-    assert untied.head.weight.data_ptr() != untied.token_embedding.weight.data_ptr()
+    assert untied.lm_head.weight.data_ptr() != untied.token_embedding.weight.data_ptr()
 
 
 def test_state_dict_holds_parameters_only() -> None:
-    model = GPT(replace(CONFIG, tie_embeddings=False))
+    model = GPT(replace(CONFIG, tie_word_embeddings=False))
     assert model.state_dict().keys() == dict(model.named_parameters()).keys()
 
 
@@ -370,9 +355,9 @@ def test_eval_is_deterministic_and_train_is_not() -> None:
 def test_hidden_is_what_the_head_reads(model: GPT) -> None:
     tokens = random_tokens(CONFIG, 2, 8)
     with torch.no_grad():
-        hidden = model.hidden(tokens)
+        hidden = model.hidden_states(tokens)
         assert hidden.shape == (2, 8, 32)
-        torch.testing.assert_close(hidden @ model.head.weight.T, model(tokens))
+        torch.testing.assert_close(hidden @ model.lm_head.weight.T, model(tokens))
 
 
 def test_int32_ids_and_batch_rows_are_independent(model: GPT) -> None:
@@ -386,11 +371,11 @@ def test_int32_ids_and_batch_rows_are_independent(model: GPT) -> None:
 @given(pieces=st.lists(st.integers(1, 5), min_size=1, max_size=3))
 def test_a_cache_filled_in_pieces_gives_the_same_logits(model: GPT, pieces: list[int]) -> None:
     tokens = random_tokens(CONFIG, 2, sum(pieces))
-    cache = model.make_cache(2)
+    kv_cache = model.make_kv_cache(2)
     with torch.no_grad():
-        parts = [model(part, cache) for part in tokens.split(pieces, dim=1)]
+        parts = [model(part, kv_cache) for part in tokens.split(pieces, dim=1)]
         torch.testing.assert_close(torch.cat(parts, dim=1), model(tokens))
-    assert all(c.length == sum(pieces) for c in cache)
+    assert all(c.seq_len == sum(pieces) for c in kv_cache)
 
 
 @pytest.mark.parametrize("use_cache", [True, False])
@@ -398,8 +383,8 @@ def test_padding_changes_nothing(model: GPT, use_cache: bool) -> None:
     alone = torch.tensor([[7, 8, 9]])
     padded = torch.tensor([[3, 1, 7, 8, 9], [1, 2, 3, 4, 5]])
     with torch.no_grad():
-        cache = model.make_cache(2) if use_cache else None
-        together = model(padded, cache, pad=torch.tensor([2, 0]))
+        kv_cache = model.make_kv_cache(2) if use_cache else None
+        together = model(padded, kv_cache, n_pad=torch.tensor([2, 0]))
         torch.testing.assert_close(together[:1, 2:], model(alone))
         torch.testing.assert_close(together[1:], model(padded[1:]))
         assert together.isfinite().all()
@@ -413,14 +398,14 @@ prompt_lists = st.lists(st.lists(st.integers(0, 49), min_size=1, max_size=16), m
                         max_size=4)
 
 
-def plainly(model: GPT, prompt: list[int], n: int, eos_id: int | None = None) -> list[int]:
+def plainly(model: GPT, prompt: list[int], n: int, eos_token_id: int | None = None) -> list[int]:
     """The definition: feed all that fits, take the highest score of the last position."""
     ids = list(prompt)
     with torch.no_grad():
         for _ in range(n):
             window = torch.tensor([ids[-model.config.context_length:]])
             ids.append(int(model(window)[0, -1].argmax()))
-            if ids[-1] == eos_id:
+            if ids[-1] == eos_token_id:
                 break
     return ids
 
@@ -431,14 +416,14 @@ def test_cached_equals_uncached_equals_each_row_alone(prompts: list[list[int]], 
                                                       seed: int) -> None:
     model = lively(seed=seed)
     expected = [plainly(model, p, n) for p in prompts]
-    eos_id = None
+    eos_token_id = None
     if ends and n:
-        eos_id = random.Random(n).choice([i for row, p in zip(expected, prompts, strict=True)
+        eos_token_id = random.Random(n).choice([i for row, p in zip(expected, prompts, strict=True)
                                           for i in row[len(p):]])
-        expected = [plainly(model, p, n, eos_id) for p in prompts]
+        expected = [plainly(model, p, n, eos_token_id) for p in prompts]
     for use_cache in (True, False):
-        assert generate(model, prompts, n, eos_id=eos_id, use_cache=use_cache) == expected
-    assert [generate(model, p, n, eos_id=eos_id) for p in prompts] == expected
+        assert generate(model, prompts, n, eos_token_id=eos_token_id, use_cache=use_cache) == expected
+    assert [generate(model, p, n, eos_token_id=eos_token_id) for p in prompts] == expected
 
 
 def test_the_comparison_is_of_varied_text(model: GPT) -> None:
@@ -450,7 +435,7 @@ def test_ending_keeps_the_end_and_the_others_go_on(model: GPT) -> None:
     free = generate(model, [[1, 2, 3], [4]], 30)
     end = free[0][5]
     steps: list[list[int | None]] = []
-    rows = generate(model, [[1, 2, 3], [4]], 30, eos_id=end, on_token=steps.append)
+    rows = generate(model, [[1, 2, 3], [4]], 30, eos_token_id=end, on_token=steps.append)
     assert rows[0] == free[0][:free[0].index(end, 3) + 1] and rows[0].count(end) >= 1
     for i, (row, n) in enumerate(zip(rows, (3, 1), strict=True)):
         said = [step[i] for step in steps]
@@ -463,13 +448,13 @@ def test_ending_keeps_the_end_and_the_others_go_on(model: GPT) -> None:
 def test_an_end_token_in_the_prompt_ends_nothing(model: GPT) -> None:
     for end in range(50):
         prompt = [end, 2, end]
-        assert generate(model, prompt, 3, eos_id=end) == plainly(model, prompt, 3, end)
-        assert len(generate(model, prompt, 3, eos_id=end)) > 3
+        assert generate(model, prompt, 3, eos_token_id=end) == plainly(model, prompt, 3, end)
+        assert len(generate(model, prompt, 3, eos_token_id=end)) > 3
 
 
 def test_stream_is_what_generate_collects(model: GPT) -> None:
     prompts = [[1, 2, 3], [4]]
-    steps = list(stream(model, prompts, 20))
+    steps = list(generate_stream(model, prompts, 20))
     rows = generate(model, prompts, 20)
     assert [list(row) for row in zip(*steps, strict=True)] == [rows[0][3:], rows[1][1:]]
     assert all(type(i) is int for row in rows for i in row)
@@ -530,9 +515,9 @@ def test_the_cache_computes_one_token_a_step(model: GPT) -> None:
 def test_next_logits_equals_the_model(model: GPT) -> None:
     tokens = random_tokens(CONFIG, 2, 20)
     with torch.no_grad():
-        torch.testing.assert_close(next_logits(model, tokens[:, :9], None, None),
+        torch.testing.assert_close(next_token_logits(model, tokens[:, :9], None, None),
                                    model(tokens[:, :9])[:, -1])
-        torch.testing.assert_close(next_logits(model, tokens, None, None),
+        torch.testing.assert_close(next_token_logits(model, tokens, None, None),
                                    model(tokens[:, 4:])[:, -1])
 
 
@@ -561,11 +546,11 @@ def test_generate_uses_eval_and_restores_the_mode(training: bool) -> None:
 
 def test_a_stream_that_is_left_early_restores_the_mode() -> None:
     model = lively().train()
-    for _ in stream(model, [[1]], 10):
+    for _ in generate_stream(model, [[1]], 10):
         assert not model.training
         break
     assert model.training
-    steps = stream(model, [[1]], 10)                         # never started: nothing has happened
+    steps = generate_stream(model, [[1]], 10)                         # never started: nothing has happened
     assert model.training
     next(steps)
     steps.close()
@@ -576,7 +561,7 @@ def test_a_stream_stays_in_eval_whatever_happens_between_its_steps() -> None:
     model = lively(replace(CONFIG, dropout=0.5))
     expected = generate(model, [1, 2, 3], 10)[3:]
     said = []
-    for (token,) in stream(model, [[1, 2, 3]], 10):
+    for (token,) in generate_stream(model, [[1, 2, 3]], 10):
         said.append(token)
         model.train()
     assert said == expected
@@ -599,8 +584,8 @@ def test_generating_makes_no_gradients_and_draws_nothing() -> None:
     ({"n_layer": 0}, "n_layer must be .* not 0"), ({"vocab_size": -1}, "vocab_size"),
     ({"n_head": 0}, "n_head"), ({"context_length": 0}, "context_length"),
     ({"n_embd": 32.0}, "n_embd must be a whole number"), ({"dropout": 1.0}, "dropout"),
-    ({"dropout": -0.1}, "dropout"), ({"eos_id": 50}, "eos_id 50 is outside"),
-    ({"bos_id": -1}, "bos_id -1 is outside")])
+    ({"dropout": -0.1}, "dropout"), ({"eos_token_id": 50}, "eos_token_id 50 is outside"),
+    ({"bos_token_id": -1}, "bos_token_id -1 is outside")])
 def test_a_wrong_config_is_refused(wrong: dict[str, object], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         replace(CONFIG, **wrong)
@@ -618,12 +603,12 @@ def test_a_wrong_config_is_refused(wrong: dict[str, object], says: str) -> None:
     (torch.zeros(1, 17, dtype=torch.long), ValueError, "17 tokens .* context_length of 16")])
 def test_forward_refuses(tokens: object, error: type[Exception], says: str) -> None:
     model = GPT(CONFIG)
-    for call in (model, model.hidden):
+    for call in (model, model.hidden_states):
         with pytest.raises(error, match=says):
             call(tokens)
     if "context" not in says:
         with pytest.raises(error, match=says):
-            check_tokens(tokens, 50)
+            validate_token_ids(tokens, 50)
 
 
 @pytest.mark.parametrize(("tokens", "error", "says"), [
@@ -642,7 +627,7 @@ def test_generate_refuses_a_prompt(tokens: object, error: type[Exception], says:
         generate(GPT(CONFIG), tokens, 3)
 
 
-@pytest.mark.parametrize("call", [generate, lambda m, t, n: stream(m, [t], n)])
+@pytest.mark.parametrize("call", [generate, lambda m, t, n: generate_stream(m, [t], n)])
 def test_negative_counts_are_refused_at_the_call(call) -> None:
     with pytest.raises(ValueError, match="max_new_tokens must not be negative, got -1"):
         call(GPT(CONFIG), [1], -1)
@@ -650,13 +635,13 @@ def test_negative_counts_are_refused_at_the_call(call) -> None:
 
 def test_stream_refuses_at_the_call_not_at_the_first_step() -> None:
     with pytest.raises(ValueError, match="Token id 50"):
-        stream(GPT(CONFIG), [[50]], 3)
+        generate_stream(GPT(CONFIG), [[50]], 3)
     with pytest.raises(ValueError, match="1 to 16"):
-        stream(GPT(CONFIG), [], 3)
+        generate_stream(GPT(CONFIG), [], 3)
 
 
 def fresh_cache(config: GPTConfig, batch_size: int) -> list[KVCache]:
-    return GPT(config).make_cache(batch_size)
+    return GPT(config).make_kv_cache(batch_size)
 
 
 @pytest.mark.parametrize(("changes", "batch_size", "says"), [
@@ -666,43 +651,43 @@ def fresh_cache(config: GPTConfig, batch_size: int) -> list[KVCache]:
     ({"n_layer": 3}, 2, "model of 3 layers; this one has 2"),
     ({"context_length": 4}, 2, "holds up to 4")])
 def test_a_foreign_cache_is_refused(changes: dict[str, int], batch_size: int, says: str) -> None:
-    cache = fresh_cache(replace(CONFIG, **changes), batch_size)
+    kv_cache = fresh_cache(replace(CONFIG, **changes), batch_size)
     with pytest.raises(ValueError, match=says):
-        GPT(CONFIG)(random_tokens(CONFIG, 2, 5), cache)
-    assert all(c.length == 0 for c in cache)                 # and nothing is half done
+        GPT(CONFIG)(random_tokens(CONFIG, 2, 5), kv_cache)
+    assert all(c.seq_len == 0 for c in kv_cache)                 # and nothing is half done
 
 
 def test_a_full_cache_is_refused(model: GPT) -> None:
-    cache = model.make_cache(1)
+    kv_cache = model.make_kv_cache(1)
     with torch.no_grad():
-        model(random_tokens(CONFIG, 1, 16), cache)
+        model(random_tokens(CONFIG, 1, 16), kv_cache)
         with pytest.raises(ValueError, match="17 tokens .* context_length of 16"):
-            model(torch.tensor([[1]]), cache)
+            model(torch.tensor([[1]]), kv_cache)
 
 
 def test_left_pad() -> None:
-    tokens, pad = left_pad([[1, 2, 3], [4]], CONFIG)
-    assert tokens.tolist() == [[1, 2, 3], [0, 0, 4]] and pad.tolist() == [0, 2]
-    tokens, pad = left_pad([[1, 2], [3, 4]], CONFIG)
-    assert tokens.tolist() == [[1, 2], [3, 4]] and pad is None
+    tokens, n_pad = left_pad([[1, 2, 3], [4]], CONFIG)
+    assert tokens.tolist() == [[1, 2, 3], [0, 0, 4]] and n_pad.tolist() == [0, 2]
+    tokens, n_pad = left_pad([[1, 2], [3, 4]], CONFIG)
+    assert tokens.tolist() == [[1, 2], [3, 4]] and n_pad is None
 
 
 def test_lay_out() -> None:
-    positions, mask = lay_out(3, 6, None)
+    positions, mask = position_ids_and_mask(3, 6, None)
     assert positions.tolist() == [3, 4, 5] and mask is None
-    positions, mask = lay_out(2, 4, torch.tensor([0, 3]))    # a row that is mostly padding
+    positions, mask = position_ids_and_mask(2, 4, torch.tensor([0, 3]))    # a row that is mostly padding
     assert positions.tolist() == [[2, 3], [0, 0]] and mask.shape == (2, 1, 2, 4)
     assert mask[0, 0].int().tolist() == [[1, 1, 1, 0], [1, 1, 1, 1]]
     assert mask[1, 0].int().tolist() == [[0, 0, 1, 0], [0, 0, 0, 1]]
 
 
 def test_check_room() -> None:
-    cache = GPT(CONFIG).make_cache(1)
-    assert check_room(CONFIG, 16, None) == check_room(CONFIG, 16, cache) == 0
-    cache[0].length = 10
-    assert check_room(CONFIG, 6, cache) == 10
+    kv_cache = GPT(CONFIG).make_kv_cache(1)
+    assert check_context_length(CONFIG, 16, None) == check_context_length(CONFIG, 16, kv_cache) == 0
+    kv_cache[0].seq_len = 10
+    assert check_context_length(CONFIG, 6, kv_cache) == 10
     with pytest.raises(ValueError, match="17 tokens"):
-        check_room(CONFIG, 7, cache)
+        check_context_length(CONFIG, 7, kv_cache)
 
 
 def test_greedy() -> None:
@@ -724,26 +709,26 @@ def _no_stray_randomness() -> Iterator[None]:
 def test_a_model_prepared_for_writing_is_the_same_model(tied: bool) -> None:
     torch.manual_seed(0)
     config = GPTConfig(vocab_size=50, context_length=12, n_embd=16, n_head=2, n_layer=2,
-                       tie_embeddings=tied)
+                       tie_word_embeddings=tied)
     model = GPT(config).eval()
-    quick = prepare_for_writing(copy.deepcopy(model))
-    assert quick.blocks[1].feed_forward.narrow.weight.stride() == (1, 16)
-    assert (quick.head.weight is quick.token_embedding.weight) == tied
+    quick = optimize_for_inference(copy.deepcopy(model))
+    assert quick.blocks[1].feed_forward.down_projection.weight.stride() == (1, 16)
+    assert (quick.lm_head.weight is quick.token_embedding.weight) == tied
     assert [n for n, _ in quick.named_parameters()] == [n for n, _ in model.named_parameters()]
     for (name, ours), theirs in zip(quick.named_parameters(), model.parameters(), strict=True):
         assert torch.equal(ours, theirs), name
     tokens = torch.randint(0, 50, (2, 9))
     torch.testing.assert_close(quick(tokens), model(tokens))
-    assert not isinstance(quick.head, RowLinear)
+    assert not isinstance(quick.lm_head, GemvLinear)
 
 
 def test_a_prepared_model_takes_no_gradients() -> None:
     """A fused optimizer with moments in another memory order would silently ruin its weights."""
     config = GPTConfig(vocab_size=50, context_length=12, n_embd=16, n_head=2, n_layer=1)
-    quick = prepare_for_writing(GPT(config))
+    quick = optimize_for_inference(GPT(config))
     assert not any(p.requires_grad for p in quick.parameters())
     with pytest.raises(ValueError, match="no parameter to train"):
-        make_optimizer(quick, lr=0.1)
+        configure_optimizer(quick, lr=0.1)
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="compiling needs a C++ compiler")
@@ -754,6 +739,6 @@ def test_a_compiled_model_writes_the_same() -> None:
     for p in model.parameters():
         torch.nn.init.normal_(p, std=0.4)
     expected = generate(model, [1, 2, 3], 9)
-    quick = prepare_for_writing(copy.deepcopy(model), compile=True)
-    assert isinstance(quick.head, RowLinear) and set(quick.state_dict()) == set(model.state_dict())
+    quick = optimize_for_inference(copy.deepcopy(model), compile=True)
+    assert isinstance(quick.lm_head, GemvLinear) and set(quick.state_dict()) == set(model.state_dict())
     assert generate(quick, [1, 2, 3], 9) == expected

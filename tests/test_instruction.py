@@ -15,27 +15,15 @@ from hypothesis import strategies as st
 from sacrebleu.metrics import CHRF
 from torch.utils.data import DataLoader
 
-from helpers.gpt import GPT, GPTConfig, generate
-from helpers.instruction import (
-    PROMPT_NO_INPUT,
-    PROMPT_WITH_INPUT,
-    ChatClient,
-    ChatJudge,
-    InstructionDataset,
-    check_entry,
-    chrf,
-    collate,
-    exact_match,
-    format_prompt,
-    judge_prompt,
-    parse_score,
-    read_entries,
-    respond,
-    score,
-    split_entries,
-)
-from helpers.pretraining import IGNORE, fit, lm_loss
-from helpers.text import encode, eos_id, train_bpe
+from helpers.generation import generate
+from helpers.gpt import GPT, GPTConfig
+from helpers.instruction import (PROMPT_NO_INPUT, PROMPT_WITH_INPUT, InstructionDataset, chrf,
+                                 collate, compute_metrics, exact_match, format_prompt,
+                                 generate_responses, load_examples, train_test_split,
+                                 validate_example)
+from helpers.judge import ChatClient, LLMJudge, judge_prompt, parse_score
+from helpers.training import IGNORE_INDEX, fit, lm_loss
+from helpers.tokenizer import encode, eos_token_id, train_bpe
 
 FOUR = [
     {"instruction": "What is the opposite of hot?", "input": "", "output": "Cold."},
@@ -55,7 +43,7 @@ def tokenizer():
 def model(tokenizer):
     torch.manual_seed(0)
     config = GPTConfig(vocab_size=tokenizer.n_vocab, context_length=160, n_embd=32, n_head=2,
-                       n_layer=2, eos_id=eos_id(tokenizer))
+                       n_layer=2, eos_token_id=eos_token_id(tokenizer))
     return GPT(config).eval()
 
 
@@ -94,9 +82,9 @@ def test_fields_stand_in_the_prompt_letter_for_letter(instruction, text):
 
 @pytest.mark.parametrize("entry", ["What is it?", None, {}, {"input": "x"}, {"instruction": " "},
                                    {"instruction": 3}, {"instruction": "x", "input": None}])
-def test_format_prompt_refuses(entry):
+def test_format_prompt_refuses(example):
     with pytest.raises(ValueError, match="entry"):
-        format_prompt(entry)
+        format_prompt(example)
 
 
 # --- reading ------------------------------------------------------------------------------------
@@ -111,17 +99,17 @@ def write(folder, content):
 
 def test_read_entries_fills_in_the_input_and_keeps_the_rest(tmp_path):
     path = write(tmp_path, [{"instruction": "Grüße.", "output": "Hallo 🙂", "topic": "greeting"}])
-    assert read_entries(path) == [
+    assert load_examples(path) == [
         {"instruction": "Grüße.", "input": "", "output": "Hallo 🙂", "topic": "greeting"}]
-    assert read_entries(str(path)) == read_entries(path)
+    assert load_examples(str(path)) == load_examples(path)
 
 
 def test_empty_outputs_are_dropped_and_counted(tmp_path):
     empty = [{"instruction": "a", "input": "", "output": text} for text in ("", " \n")]
-    with pytest.warns(UserWarning, match="2 of 6 entries in tasks.json have an empty output"):
-        assert read_entries(write(tmp_path, FOUR + empty)) == FOUR
-    with pytest.raises(ValueError, match="no entry with an output"):
-        read_entries(write(tmp_path, empty))
+    with pytest.warns(UserWarning, match="2 of 6 examples in tasks.json have an empty output"):
+        assert load_examples(write(tmp_path, FOUR + empty)) == FOUR
+    with pytest.raises(ValueError, match="no example with an output"):
+        load_examples(write(tmp_path, empty))
 
 
 @pytest.mark.parametrize("content, message", [
@@ -137,19 +125,19 @@ def test_empty_outputs_are_dropped_and_counted(tmp_path):
     (b'{"instruction": "a"}\n{"instruction": "b"}', r"not JSON: Extra data at line 2"),
     (b'[{"instruction": "gr\xfc\xdfe", "output": "a"}]', r"UTF-8"),
     (b"", r"empty"),
-    ([], r"no entry with an output"),
+    ([], r"no example with an output"),
 ])
 def test_bad_files_get_one_clear_error(tmp_path, content, message):
     with pytest.raises(ValueError, match=message):
-        read_entries(write(tmp_path, content))
+        load_examples(write(tmp_path, content))
     with pytest.raises(FileNotFoundError):
-        read_entries(tmp_path / "nowhere.json")
+        load_examples(tmp_path / "nowhere.json")
 
 
 def test_check_entry_names_the_place():
-    check_entry(FOUR[0])
-    with pytest.raises(ValueError, match="^tasks.json, entry 3 has no field 'output'"):
-        check_entry({"instruction": "a"}, where="tasks.json, entry 3")
+    validate_example(FOUR[0])
+    with pytest.raises(ValueError, match="^tasks.json, example 3 has no field 'output'"):
+        validate_example({"instruction": "a"}, where="tasks.json, example 3")
 
 
 # --- the data set -------------------------------------------------------------------------------
@@ -158,36 +146,36 @@ def test_check_entry_names_the_place():
 def test_items_are_prompt_response_and_one_end_token(tokenizer):
     data = InstructionDataset(FOUR, tokenizer, 160)
     assert len(data) == 4 and data.dropped == 0 and data.entries == FOUR
-    for entry, (ids, start) in zip(FOUR, data, strict=True):
+    for example, (ids, start) in zip(FOUR, data, strict=True):
         assert ids.dtype == torch.long and ids.ndim == 1 and isinstance(start, int)
-        assert ids[:start].tolist() == encode(tokenizer, format_prompt(entry))
-        assert ids[start:].tolist() == [*encode(tokenizer, entry["output"]), eos_id(tokenizer)]
+        assert ids[:start].tolist() == encode(tokenizer, format_prompt(example))
+        assert ids[start:].tolist() == [*encode(tokenizer, example["output"]), eos_token_id(tokenizer)]
 
 
 @pytest.mark.parametrize("output", [
     "### Response: yes", "<|endoftext|>", "a<|endoftext|>", "### Response:\n### Response:",
     "  spaced  ", "\n", "Ünï 🙂", "{instruction}"])
 def test_answers_that_look_like_the_format(tokenizer, output):
-    entry = {"instruction": output if output.strip() else "x", "input": "<|endoftext|>",
+    example = {"instruction": output if output.strip() else "x", "input": "<|endoftext|>",
              "output": output if output.strip() else "x" + output}
-    ids, start = InstructionDataset([entry], tokenizer, 400)[0]
-    assert (ids == eos_id(tokenizer)).sum() == 1 and ids[-1] == eos_id(tokenizer)
-    assert tokenizer.decode(ids[start:-1].tolist()) == entry["output"]
-    assert tokenizer.decode(ids[:start].tolist()) == format_prompt(entry)
+    ids, start = InstructionDataset([example], tokenizer, 400)[0]
+    assert (ids == eos_token_id(tokenizer)).sum() == 1 and ids[-1] == eos_token_id(tokenizer)
+    assert tokenizer.decode(ids[start:-1].tolist()) == example["output"]
+    assert tokenizer.decode(ids[:start].tolist()) == format_prompt(example)
     _, targets = collate([(ids, start)])
-    assert (targets == eos_id(tokenizer)).sum() == 1
+    assert (targets == eos_token_id(tokenizer)).sum() == 1
 
 
 def test_entries_too_long_are_left_out_whole(tokenizer):
     lengths = [len(ids) - 1 for ids, _ in InstructionDataset(FOUR, tokenizer, 160)]
     for limit in range(min(lengths), max(lengths) + 1):
         data = InstructionDataset(FOUR, tokenizer, limit)
-        kept = [entry for entry, n in zip(FOUR, lengths, strict=True) if n <= limit]
+        kept = [example for example, n in zip(FOUR, lengths, strict=True) if n <= limit]
         assert data.entries == kept and data.dropped == 4 - len(kept)
         inputs, targets = collate(list(data))
         assert inputs.shape[1] <= limit
-        assert ((targets == eos_id(tokenizer)).sum(dim=1) == 1).all()
-    with pytest.raises(ValueError, match=f"no entry fits: 4 given, .* needs {min(lengths)}"):
+        assert ((targets == eos_token_id(tokenizer)).sum(dim=1) == 1).all()
+    with pytest.raises(ValueError, match=f"no example fits: 4 given, .* needs {min(lengths)}"):
         InstructionDataset(FOUR, tokenizer, min(lengths) - 1)
 
 
@@ -196,7 +184,7 @@ def test_dataset_refuses(tokenizer):
         InstructionDataset([FOUR[0], FOUR[1] | {"output": " "}], tokenizer, 160)
     with pytest.raises(ValueError, match="entry 1 has no field 'output'"):
         InstructionDataset([{"instruction": "a"}], tokenizer, 160)
-    with pytest.raises(ValueError, match="no entry fits: 0 given"):
+    with pytest.raises(ValueError, match="no example fits: 0 given"):
         InstructionDataset([], tokenizer, 160)
 
 
@@ -218,9 +206,9 @@ def test_masks_exactly(parts, random):
     for row, (n, m) in enumerate(parts):
         ids = items[row][0].tolist()
         assert inputs[row, :n + m].tolist() == ids[:-1]
-        expected = [IGNORE] * (n - 1) + ids[n:] + [IGNORE] * (longest - n - m)
+        expected = [IGNORE_INDEX] * (n - 1) + ids[n:] + [IGNORE_INDEX] * (longest - n - m)
         assert targets[row].tolist() == expected
-        assert (targets[row] != IGNORE).sum() == m + 1          # never an all-masked row
+        assert (targets[row] != IGNORE_INDEX).sum() == m + 1          # never an all-masked row
 
 
 def test_collate_refuses():
@@ -272,27 +260,27 @@ def test_what_stands_in_the_padding_changes_nothing(tokenizer, model):
        st.integers(0, 3))
 @settings(max_examples=40)
 def test_split_keeps_equal_questions_on_one_side(numbers, held_out, seed):
-    entries = [{"instruction": f"Count to {n}.", "output": str(i)} for i, n in enumerate(numbers)]
+    examples = [{"instruction": f"Count to {n}.", "output": str(i)} for i, n in enumerate(numbers)]
     if len(set(numbers)) < 2:
         with pytest.raises(ValueError, match="cannot split 1"):
-            split_entries(entries, held_out, seed)
+            train_test_split(examples, held_out, seed)
         return
-    train, test = split_entries(entries, held_out, seed)
+    train, test = train_test_split(examples, held_out, seed)
     assert train and test
     assert sorted(int(e["output"]) for e in train + test) == list(range(len(numbers)))
     assert not {e["instruction"] for e in train} & {e["instruction"] for e in test}
-    assert split_entries(entries, held_out, seed) == (train, test)
+    assert train_test_split(examples, held_out, seed) == (train, test)
 
 
 def test_split_refuses_and_draws_from_its_own_generator():
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    split_entries(FOUR, 0.5)
+    train_test_split(FOUR, 0.5)
     assert torch.equal(torch.rand(3), expected)
     for share in (0, 1, -0.1, 15):
         with pytest.raises(ValueError, match="between 0 and 1"):
-            split_entries(FOUR, share)
+            train_test_split(FOUR, share)
 
 
 # --- scores -------------------------------------------------------------------------------------
@@ -350,7 +338,7 @@ def test_scores_refuse_unequal_lists(measure, predictions, references):
 
 
 def test_score():
-    assert score(["Cold", "warm"], ["cold.", "hot"]) == {
+    assert compute_metrics(["Cold", "warm"], ["cold.", "hot"]) == {
         "exact_match": 0.5, "chrf": chrf(["Cold", "warm"], ["cold.", "hot"])}
 
 
@@ -358,50 +346,50 @@ def test_score():
 
 
 def scripted(model, tokenizer, script):
-    """A `pick` that plays the script, so that `respond` can be tested without any training."""
+    """A `sample` that plays the script, so that `respond` can be tested without any training."""
     step = iter(script)
 
-    def pick(logits):
+    def sample(logits):
         return torch.full((len(logits),), next(step), device=logits.device)
     return pick
 
 
 def test_respond_returns_the_answer_alone(tokenizer, model):
-    end = eos_id(tokenizer)
+    end = eos_token_id(tokenizer)
     script = [*encode(tokenizer, " Cold, says ### Response: he.\n"), end, *[3] * 40]
-    pick = scripted(model, tokenizer, script)
-    assert respond(model, tokenizer, FOUR[0], 40, pick) == "Cold, says ### Response: he."
-    pick = scripted(model, tokenizer, script)
-    assert respond(model, tokenizer, FOUR[:3], 40, pick) == ["Cold, says ### Response: he."] * 3
+    sample = scripted(model, tokenizer, script)
+    assert generate_responses(model, tokenizer, FOUR[0], 40, sample) == "Cold, says ### Response: he."
+    sample = scripted(model, tokenizer, script)
+    assert generate_responses(model, tokenizer, FOUR[:3], 40, sample) == ["Cold, says ### Response: he."] * 3
 
 
 def test_respond_ends_cleanly(tokenizer, model):
-    end = eos_id(tokenizer)
+    end = eos_token_id(tokenizer)
     smile = encode(tokenizer, "ok 🙂")
     for cut in range(1, len(smile) + 1):                     # the limit falls inside a character
-        answer = respond(model, tokenizer, FOUR[0], cut, scripted(model, tokenizer, smile))
+        answer = generate_responses(model, tokenizer, FOUR[0], cut, scripted(model, tokenizer, smile))
         assert "ok 🙂".startswith(answer) and "\ufffd" not in answer
-    assert respond(model, tokenizer, FOUR[0], 9, scripted(model, tokenizer, [end])) == ""
-    assert respond(model, tokenizer, [], 9) == []
-    assert respond(model, tokenizer, FOUR[0] | {"output": ""}, 3) is not None
+    assert generate_responses(model, tokenizer, FOUR[0], 9, scripted(model, tokenizer, [end])) == ""
+    assert generate_responses(model, tokenizer, [], 9) == []
+    assert generate_responses(model, tokenizer, FOUR[0] | {"output": ""}, 3) is not None
 
 
 def test_respond_in_batches_of_any_size(tokenizer, model):
-    alone = [respond(model, tokenizer, entry, 8) for entry in FOUR]
+    alone = [generate_responses(model, tokenizer, example, 8) for example in FOUR]
     for size in (1, 3, 16):
-        assert respond(model, tokenizer, FOUR, 8, batch_size=size) == alone
-    assert respond(model, tokenizer, tuple(reversed(FOUR)), 8) == alone[::-1]
+        assert generate_responses(model, tokenizer, FOUR, 8, batch_size=size) == alone
+    assert generate_responses(model, tokenizer, tuple(reversed(FOUR)), 8) == alone[::-1]
 
 
 def test_respond_restores_the_mode_and_the_gradients(tokenizer, model):
     for training in (True, False):
         model.train(training)
-        respond(model, tokenizer, FOUR[:2], 3)
+        generate_responses(model, tokenizer, FOUR[:2], 3)
         assert model.training is training
         assert all(p.requires_grad and p.grad is None for p in model.parameters())
     assert torch.is_grad_enabled()
     with pytest.raises(ValueError, match="entry"):
-        respond(model, tokenizer, "What is the opposite of hot?", 3)
+        generate_responses(model, tokenizer, "What is the opposite of hot?", 3)
 
 
 def test_a_small_gpt_learns_four_entries_by_heart(tokenizer, model):
@@ -412,27 +400,27 @@ def test_a_small_gpt_learns_four_entries_by_heart(tokenizer, model):
     history = fit(small, loader, max_steps=80, lr=1e-2, warmup_steps=5, weight_decay=0.0,
                   progress=False)
     assert history.last("train_loss") < 0.1
-    answers = respond(small, tokenizer, FOUR, 30)
-    assert answers == [entry["output"] for entry in FOUR]
-    assert score(answers, [entry["output"] for entry in FOUR]) == {"exact_match": 1, "chrf": 100}
-    ids = generate(small, encode(tokenizer, format_prompt(FOUR[0])), 30, eos_id=eos_id(tokenizer))
-    assert ids[-1] == eos_id(tokenizer)                      # it stops by itself
+    answers = generate_responses(small, tokenizer, FOUR, 30)
+    assert answers == [example["output"] for example in FOUR]
+    assert compute_metrics(answers, [example["output"] for example in FOUR]) == {"exact_match": 1, "chrf": 100}
+    ids = generate(small, encode(tokenizer, format_prompt(FOUR[0])), 30, eos_token_id=eos_token_id(tokenizer))
+    assert ids[-1] == eos_token_id(tokenizer)                      # it stops by itself
 
 
 def test_with_end_tokens_masked_it_does_not_stop(tokenizer, model):
-    end = eos_id(tokenizer)
+    end = eos_token_id(tokenizer)
 
     def collate_wrong(items):
         inputs, targets = collate(items)
-        return inputs, targets.masked_fill(targets == end, IGNORE)
+        return inputs, targets.masked_fill(targets == end, IGNORE_INDEX)
 
     loader = DataLoader(InstructionDataset(FOUR, tokenizer, 160), batch_size=4,
                         collate_fn=collate_wrong)
     torch.manual_seed(0)
     small = GPT(model.config)
     fit(small, loader, max_steps=40, lr=1e-2, warmup_steps=5, progress=False)
-    prompts = [encode(tokenizer, format_prompt(entry)) for entry in FOUR]
-    assert not any(end in ids for ids in generate(small, prompts, 20, eos_id=end))
+    prompts = [encode(tokenizer, format_prompt(example)) for example in FOUR]
+    assert not any(end in ids for ids in generate(small, prompts, 20, eos_token_id=end))
 
 
 # --- the judge ----------------------------------------------------------------------------------
@@ -500,7 +488,7 @@ def server(*replies, delay=0.0, headers=()):
 
 
 def judge_at(url, **more):
-    return ChatJudge(url, "tiny-judge", **({"backoff": 0.0, "timeout": 5.0} | more))
+    return LLMJudge(url, "tiny-judge", **({"backoff": 0.0, "timeout": 5.0} | more))
 
 
 @pytest.mark.parametrize("ending", ["", "/", "/v1", "/v1/", "/v1/chat/completions"])
@@ -543,9 +531,9 @@ def test_judge_waits_longer_each_time_or_as_told(monkeypatch):
     waits = []
     monkeypatch.setattr("helpers.instruction.time.sleep", waits.append)
     with server((500, "")) as (url, _), pytest.raises(RuntimeError):
-        judge_at(url, backoff=0.5).ask("hello")
+        judge_at(url, backoff=0.5).complete("hello")
     with server((429, ""), headers=[("Retry-After", "7")]) as (url, _), pytest.raises(RuntimeError):
-        judge_at(url, retries=1).ask("hello")
+        judge_at(url, retries=1).complete("hello")
     assert [w for w in waits if w] == [0.5, 1.0, 2.0, 7.0]
 
 
@@ -603,7 +591,7 @@ def test_keys_that_no_header_can_carry(key):
                                  "http://me:secret@localhost", "http://localhost/v1?key=secret"])
 def test_addresses_that_are_refused(url):
     with pytest.raises(ValueError, match="base_url should look like") as caught:
-        ChatJudge(url, "m")
+        LLMJudge(url, "m")
     assert "secret" not in str(caught.value)
 
 
@@ -618,12 +606,12 @@ def test_scores_go_on_after_an_unreadable_reply():
 def test_judge_from_the_environment(monkeypatch):
     for name in ("LLM_JUDGE_URL", "LLM_JUDGE_MODEL", "LLM_JUDGE_KEY"):
         monkeypatch.delenv(name, raising=False)
-    assert ChatJudge.from_environment() is None
+    assert LLMJudge.from_environment() is None
     monkeypatch.setenv("LLM_JUDGE_URL", "http://localhost:11434")
     with pytest.raises(ValueError, match="LLM_JUDGE_MODEL"):
-        ChatJudge.from_environment()
+        LLMJudge.from_environment()
     monkeypatch.setenv("LLM_JUDGE_MODEL", "llama3.2")
-    judge = ChatJudge.from_environment()
+    judge = LLMJudge.from_environment()
     assert isinstance(judge, ChatClient) and judge.model == "llama3.2"
     assert judge.url == "http://localhost:11434/v1/chat/completions"
 
@@ -639,7 +627,7 @@ def test_certificates_are_verified(monkeypatch):
     for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):    # the only other thing to verify with
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(ConnectionError, match="certificate") as caught:
-        judge_at("https://localhost", api_key=KEY).ask("hello")
+        judge_at("https://localhost", api_key=KEY).complete("hello")
     assert seen == [True] and KEY not in str(caught.value)   # verified, and not tried again
 
 

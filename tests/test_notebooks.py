@@ -36,7 +36,7 @@ NAMES = (
     "07_instruction_tuning",
     "A_pytorch",
     "B_lora",
-    "C_scaling",
+    "D_scaling",
 )
 # In the order of the chapters; a module imports only from the left of itself.
 MODULES = (
@@ -51,7 +51,7 @@ MODULES = (
     "scaling",
 )
 
-IGNORE = "nbval-ignore-output"
+IGNORE_INDEX = "nbval-ignore-output"
 MAX_BYTES = 300_000
 MAX_WIDTH = 1000  # pixels of a figure
 MAX_LINE = 100  # characters of a line of code
@@ -110,7 +110,7 @@ def tags(cell: NotebookNode) -> list[str]:
 
 
 def is_tagged(cell: NotebookNode) -> bool:
-    return IGNORE in tags(cell)
+    return IGNORE_INDEX in tags(cell)
 
 
 def texts(output: NotebookNode) -> Iterator[str]:
@@ -338,13 +338,13 @@ def test_exports_itself_last(path: Path) -> None:
 
 @every
 def test_tags(path: Path) -> None:
-    """The one tag of nbval's is IGNORE, in the metadata, for a fifth of the cells at most."""
+    """The one tag of nbval's is IGNORE_INDEX, in the metadata, for a fifth of the cells at most."""
     cells = code_cells(path)
     others = [
         (cell.id, tag)
         for cell in cells
         for tag in tags(cell)
-        if tag != IGNORE and (tag.startswith("nbval") or "skip" in tag or "raises" in tag)
+        if tag != IGNORE_INDEX and (tag.startswith("nbval") or "skip" in tag or "raises" in tag)
     ]
     assert_none(others)
     marker = re.compile(r"^\s*#\s*(NBVAL_|PYTEST_VALIDATE_)", re.MULTILINE)

@@ -28,34 +28,16 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset
 
 from helpers import pretraining
-from helpers.gpt import GPT, GPTConfig, generate, greedy
-from helpers.pretraining import (
-    IGNORE,
-    BatchStream,
-    History,
-    InterruptFlag,
-    bend,
-    evaluating,
-    fit,
-    has_fast_bfloat16,
-    key_map,
-    lm_loss,
-    load_checkpoint,
-    load_pretrained,
-    make_optimizer,
-    mean_loss,
-    plan_steps,
-    precision_context,
-    read_config,
-    replacing,
-    sampler,
-    save_checkpoint,
-    save_pretrained,
-    to_device,
-    train_step,
-    warmup_cosine,
-)
-from helpers.text import TokenWindows, encode, eos_id, make_loader, save_tokenizer, train_bpe
+from helpers.generation import generate, greedy
+from helpers.gpt import GPT, GPTConfig
+from helpers.pretrained import hf_key_map, load_config, load_pretrained, save_pretrained
+from helpers.sampling import make_sampler, next_token_probs
+from helpers.training import (IGNORE_INDEX, History, InterruptFlag, ResumableLoader, atomic_write,
+                              autocast_context, configure_optimizer, cosine_lr_with_warmup,
+                              eval_mode, evaluate_loss, fit, has_fast_bfloat16, lm_loss,
+                              load_checkpoint, plan_steps, save_checkpoint, to_device, train_step)
+from helpers.data import TokenDataset, make_dataloader
+from helpers.tokenizer import encode, eos_token_id, save_tokenizer, train_bpe
 
 matplotlib.use("Agg")
 
@@ -79,7 +61,7 @@ def perturb(model: nn.Module) -> nn.Module:
 
 def windows(seed: int = 0) -> DataLoader:
     """Four batches a pass, the last of two windows where the others have three."""
-    return make_loader(TOKENS, context_length=5, batch_size=3, seed=seed)
+    return make_dataloader(TOKENS, context_length=5, batch_size=3, seed=seed)
 
 
 def weights_of(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -105,7 +87,7 @@ quiet_fit = partial(fit, progress=False)
 def test_lm_loss_is_the_cross_entropy_of_the_counted_targets():
     model, inputs = make_model(), TOKENS[:15].view(3, 5)
     targets = TOKENS[1:16].view(3, 5).clone()
-    targets[0, 2:] = targets[2] = IGNORE
+    targets[0, 2:] = targets[2] = IGNORE_INDEX
     total, n = lm_loss(model, (inputs, targets))
     assert n == 7 and isinstance(n, int)
     expected = F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten())
@@ -113,7 +95,7 @@ def test_lm_loss_is_the_cross_entropy_of_the_counted_targets():
 
 
 def test_lm_loss_without_any_target_is_zero_of_zero():
-    total, n = lm_loss(make_model(), (TOKENS[:5][None], torch.full((1, 5), IGNORE)))
+    total, n = lm_loss(make_model(), (TOKENS[:5][None], torch.full((1, 5), IGNORE_INDEX)))
     assert (total.item(), n) == (0.0, 0)
 
 
@@ -126,7 +108,7 @@ def test_lm_loss_is_float32_for_a_bfloat16_model():
 def unequal_batches() -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Two batches of 10 and 2 counted targets, and of unequal numbers of rows."""
     inputs, targets = TOKENS[:15].view(3, 5), TOKENS[1:16].view(3, 5).clone()
-    targets[2, 2:] = IGNORE
+    targets[2, 2:] = IGNORE_INDEX
     return [(inputs[:2], targets[:2]), (inputs[2:], targets[2:])]
 
 
@@ -137,8 +119,8 @@ def joined(batches: list) -> tuple[torch.Tensor, torch.Tensor]:
 def test_mean_loss_weighs_targets_and_not_batches():
     model, batches = make_model(), unequal_batches()
     whole = lm_loss(model, joined(batches))[0].item() / 12
-    assert mean_loss(model, batches) == pytest.approx(whole, rel=1e-6)
-    of_means = sum(mean_loss(model, [b]) for b in batches) / 2
+    assert evaluate_loss(model, batches) == pytest.approx(whole, rel=1e-6)
+    of_means = sum(evaluate_loss(model, [b]) for b in batches) / 2
     assert abs(whole - of_means) > 1e-3         # the two would be told apart
 
 
@@ -146,7 +128,7 @@ def test_mean_loss_leaves_all_as_it_was():
     model = make_model(dropout=0.5)
     model.blocks[0].eval()                      # a part that its owner wants in eval mode
     modes = [part.training for part in model.modules()]
-    loader = DataLoader(TokenWindows(TOKENS, 5), batch_size=3, shuffle=True)     # draws globally
+    loader = DataLoader(TokenDataset(TOKENS, 5), batch_size=3, shuffle=True)     # draws globally
     before = torch.get_rng_state()
 
     def noisy(model, batch):
@@ -154,23 +136,23 @@ def test_mean_loss_leaves_all_as_it_was():
         assert not model.training and not torch.is_grad_enabled()
         return lm_loss(model, batch)
 
-    mean_loss(model, loader, noisy)
+    evaluate_loss(model, loader, noisy)
     assert [part.training for part in model.modules()] == modes
     assert torch.equal(torch.get_rng_state(), before) and torch.is_grad_enabled()
 
 
 def test_mean_loss_restores_the_mode_after_an_error():
     model = make_model()
-    with pytest.raises(ZeroDivisionError), evaluating(model):
+    with pytest.raises(ZeroDivisionError), eval_mode(model):
         1 / 0  # noqa: B018
     assert model.training
 
 
 def test_mean_loss_leaves_the_loader_where_it_was():
     model, loader = make_model(), windows()
-    first = mean_loss(model, loader, max_batches=1)
-    assert mean_loss(model, loader, max_batches=1) == first
-    assert mean_loss(model, windows(), max_batches=1) == first
+    first = evaluate_loss(model, loader, max_batches=1)
+    assert evaluate_loss(model, loader, max_batches=1) == first
+    assert evaluate_loss(model, windows(), max_batches=1) == first
 
 
 def test_mean_loss_max_batches_takes_no_more_than_that():
@@ -182,14 +164,14 @@ def test_mean_loss_max_batches_takes_no_more_than_that():
             yield batch
 
     model = make_model()
-    assert mean_loss(model, batches(), max_batches=1) == mean_loss(model, unequal_batches()[:1])
+    assert evaluate_loss(model, batches(), max_batches=1) == evaluate_loss(model, unequal_batches()[:1])
     assert len(taken) == 1
 
 
-@pytest.mark.parametrize("loader", [[], [(TOKENS[:5][None], torch.full((1, 5), IGNORE))]])
+@pytest.mark.parametrize("loader", [[], [(TOKENS[:5][None], torch.full((1, 5), IGNORE_INDEX))]])
 def test_mean_loss_of_nothing(loader):
     with pytest.raises(ValueError, match="nothing to measure"):
-        mean_loss(make_model(), loader)
+        evaluate_loss(make_model(), loader)
 
 
 def test_to_device_reaches_nested_tensors():
@@ -253,7 +235,7 @@ def test_grad_clip_bounds_the_move_and_reports_the_unclipped_size():
 
 
 def test_a_step_on_batches_without_targets():
-    empty = (TOKENS[:5][None], torch.full((1, 5), IGNORE))
+    empty = (TOKENS[:5][None], torch.full((1, 5), IGNORE_INDEX))
     model = make_model()
     before = weights_of(model)
     with pytest.raises(ValueError, match="No target"):
@@ -277,10 +259,10 @@ def test_weight_decay_shrinks_matrices_and_nothing_else():
 
 def test_the_optimizer_has_each_parameter_once():
     model = make_model()
-    grouped = [p for g in make_optimizer(model, 1e-3).param_groups for p in g["params"]]
+    grouped = [p for g in configure_optimizer(model, 1e-3).param_groups for p in g["params"]]
     assert len(grouped) == len({id(p) for p in grouped}) == len(list(model.parameters()))
     with pytest.raises(ValueError, match="no parameter"):
-        make_optimizer(model.requires_grad_(False), 1e-3)
+        configure_optimizer(model.requires_grad_(False), 1e-3)
 
 
 def test_an_optimizer_of_the_callers_is_the_default_if_built_the_same():
@@ -289,7 +271,7 @@ def test_an_optimizer_of_the_callers_is_the_default_if_built_the_same():
     expected = quiet_fit(default, windows(), **how)
     given = make_model(dropout=0.2)
     history = quiet_fit(given, windows(), **how,
-                        optimizer=make_optimizer(given, 0.5))       # the rate is fit's to set
+                        optimizer=configure_optimizer(given, 0.5))       # the rate is fit's to set
     assert_same(default, given)
     assert timeless(history) == timeless(expected)
 
@@ -323,7 +305,7 @@ def test_an_optimizer_has_its_own_decay_and_may_move_a_part():
 def test_an_optimizer_of_another_model_is_refused():
     model, other = make_model(), make_model()
     before = weights_of(model)
-    for foreign in (make_optimizer(other, 1e-3),
+    for foreign in (configure_optimizer(other, 1e-3),
                     torch.optim.SGD([*model.parameters(), nn.Parameter(torch.ones(2))])):
         with pytest.raises(ValueError, match="not this model's"):
             quiet_fit(model, windows(), max_steps=1, optimizer=foreign)
@@ -342,13 +324,13 @@ def test_frozen_parameters_stay_and_have_no_gradient():
 
 
 def test_warmup_cosine_by_hand():
-    rate = partial(warmup_cosine, lr=2.0, min_lr=0.4, warmup_steps=4, total_steps=12)
+    rate = partial(cosine_lr_with_warmup, lr=2.0, min_lr=0.4, warmup_steps=4, total_steps=12)
     assert [rate(s) for s in (1, 2, 4)] == [0.5, 1.0, 2.0]
     assert rate(8) == pytest.approx(1.2) and rate(12) == pytest.approx(0.4)
     assert rate(99) == pytest.approx(0.4)
-    assert warmup_cosine(1, lr=1.0, min_lr=0.1, warmup_steps=0, total_steps=1) == 0.1
+    assert cosine_lr_with_warmup(1, lr=1.0, min_lr=0.1, warmup_steps=0, total_steps=1) == 0.1
     history = quiet_fit(make_model(), windows(), max_steps=6, lr=2e-3, warmup_steps=2)
-    expected = [warmup_cosine(s, lr=2e-3, min_lr=2e-4, warmup_steps=2, total_steps=6)
+    expected = [cosine_lr_with_warmup(s, lr=2e-3, min_lr=2e-4, warmup_steps=2, total_steps=6)
                 for s in range(1, 7)]
     assert history.frame["lr"].dropna().tolist() == expected
 
@@ -369,7 +351,7 @@ def test_fit_learns_and_its_history_adds_up():
     assert history.last("half") == 0.5
     for column in ("train_loss", "val_loss", "lr", "grad_norm", "tokens_per_s"):
         assert column in frame
-    assert history.last("val_loss") == pytest.approx(mean_loss(model, windows(5)), rel=1e-6)
+    assert history.last("val_loss") == pytest.approx(evaluate_loss(model, windows(5)), rel=1e-6)
 
 
 def test_epochs_with_accumulate_see_every_batch_once():
@@ -409,7 +391,7 @@ def test_a_loader_that_can_be_read_only_once():
 
 @pytest.mark.parametrize("how", [{"epochs": 1}, {"max_steps": 3}])
 def test_an_empty_loader(how):
-    short = DataLoader(TokenWindows(TOKENS[:8], 5), batch_size=3, drop_last=True)
+    short = DataLoader(TokenDataset(TOKENS[:8], 5), batch_size=3, drop_last=True)
     for loader in ([], short):
         with pytest.raises(ValueError, match="empty"):
             quiet_fit(make_model(), loader, **how)
@@ -437,7 +419,7 @@ def test_numbers_that_are_not_finite_stop_the_run_before_the_weights_move(bad, t
             kept.update(weights_of(model))
             if bad == "loss":
                 return loss * math.nan, n
-            return loss + (model.final_norm.shift * 0).sum().sqrt(), n    # finite, its slope is not
+            return loss + (model.final_norm.bias * 0).sum().sqrt(), n    # finite, its slope is not
         return loss, n
 
     with pytest.raises(FloatingPointError, match=rf"(?i)the {bad} is (nan|inf) at step 3.* 0\.\d+"):
@@ -467,9 +449,9 @@ def test_bfloat16_trains_in_float32_weights():
     a, b = (run.last("train_loss") for run in runs.values())
     assert a != b and abs(a - b) < 0.1
     x = TOKENS[:5][None]
-    with precision_context("bfloat16", torch.device("cpu")):
+    with autocast_context("bfloat16", torch.device("cpu")):
         assert model(x).dtype == torch.bfloat16
-    with precision_context("auto", torch.device("cpu")):
+    with autocast_context("auto", torch.device("cpu")):
         fast = has_fast_bfloat16(torch.device("cpu"))
         assert model(x).dtype == (torch.bfloat16 if fast else torch.float32)
     with pytest.raises(ValueError, match="float16"):
@@ -502,7 +484,7 @@ def test_compile_is_an_option(monkeypatch):
 def test_fit_trains_where_it_is_told():
     model = make_model()
     quiet_fit(model, windows(), max_steps=1, device="cpu")
-    assert model.final_norm.scale.device.type == "cpu"
+    assert model.final_norm.weight.device.type == "cpu"
 
 
 # ---- looking, stopping, going on
@@ -510,7 +492,7 @@ def test_fit_trains_where_it_is_told():
 
 def looking(train_loader) -> dict:
     """Arguments of fit that evaluate, measure and sample, and draw random numbers all the while."""
-    val_loader = DataLoader(TokenWindows(TOKENS, 5), batch_size=2, shuffle=True,
+    val_loader = DataLoader(TokenDataset(TOKENS, 5), batch_size=2, shuffle=True,
                             generator=torch.Generator().manual_seed(9))
 
     def metrics(model):
@@ -520,14 +502,14 @@ def looking(train_loader) -> dict:
         return {"on_train": loss.item() / n, "noise": torch.rand(1)}
 
     def sample(model):
-        return str(generate(model, [1, 2], 3, sampler(1.0)))
+        return str(generate(model, [1, 2], 3, make_sampler(1.0)))
 
     return {"val_loader": val_loader, "eval_every": 2, "eval_batches": 1, "metrics": metrics,
             "sample": sample, "sample_every": 3}
 
 
 def shuffled_globally() -> DataLoader:
-    return DataLoader(TokenWindows(TOKENS, 5), batch_size=3, shuffle=True)
+    return DataLoader(TokenDataset(TOKENS, 5), batch_size=3, shuffle=True)
 
 
 @pytest.mark.parametrize("make", [windows, shuffled_globally, unequal_batches])
@@ -677,7 +659,7 @@ def test_history_with_nothing_and_with_something():
 
 
 def parts(model: nn.Module, loader=None) -> tuple:
-    return model, make_optimizer(model, 1e-3), BatchStream(loader or windows()), History()
+    return model, configure_optimizer(model, 1e-3), ResumableLoader(loader or windows()), History()
 
 
 def saved(path: Path, **changes) -> Path:
@@ -815,15 +797,15 @@ def test_a_disk_that_is_really_full(tmp_path, tokenizer):
 
 def test_replacing_puts_the_new_file_in_one_move(tmp_path):
     path = tmp_path / "deep" / "file"
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text("new")
         assert not path.exists()
-    with pytest.raises(KeyboardInterrupt), replacing(path) as temporary:
+    with pytest.raises(KeyboardInterrupt), atomic_write(path) as temporary:
         temporary.write_text("newer")
         raise KeyboardInterrupt
     assert path.read_text() == "new" and os.listdir(path.parent) == ["file"]
     inode = path.stat().st_ino
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text("newest")
         made = temporary.stat().st_ino
     assert path.stat().st_ino == made != inode          # moved, not copied: never half-written
@@ -838,14 +820,14 @@ def test_bend_by_hand():
     def is_close(probabilities, *expected):
         torch.testing.assert_close(probabilities, torch.tensor([expected]))
 
-    is_close(bend(scores), 0.4, 0.3, 0.2, 0.1)
-    is_close(bend(scores, temperature=0.5), 16 / 30, 9 / 30, 4 / 30, 1 / 30)
-    is_close(bend(scores, top_k=2), 4 / 7, 3 / 7, 0.0, 0.0)
-    is_close(bend(scores, top_p=0.65), 4 / 7, 3 / 7, 0.0, 0.0)
-    is_close(bend(scores, top_p=0.75), 4 / 9, 3 / 9, 2 / 9, 0.0)
-    is_close(bend(scores, top_k=3, top_p=0.5), 4 / 7, 3 / 7, 0.0, 0.0)    # 4/9 of three are below
-    is_close(bend(scores, top_p=1e-9), 1.0, 0.0, 0.0, 0.0)
-    is_close(bend(scores.flip(1), top_k=1), 0.0, 0.0, 0.0, 1.0)
+    is_close(next_token_probs(scores), 0.4, 0.3, 0.2, 0.1)
+    is_close(next_token_probs(scores, temperature=0.5), 16 / 30, 9 / 30, 4 / 30, 1 / 30)
+    is_close(next_token_probs(scores, top_k=2), 4 / 7, 3 / 7, 0.0, 0.0)
+    is_close(next_token_probs(scores, top_p=0.65), 4 / 7, 3 / 7, 0.0, 0.0)
+    is_close(next_token_probs(scores, top_p=0.75), 4 / 9, 3 / 9, 2 / 9, 0.0)
+    is_close(next_token_probs(scores, top_k=3, top_p=0.5), 4 / 7, 3 / 7, 0.0, 0.0)    # 4/9 of three are below
+    is_close(next_token_probs(scores, top_p=1e-9), 1.0, 0.0, 0.0, 0.0)
+    is_close(next_token_probs(scores.flip(1), top_k=1), 0.0, 0.0, 0.0, 1.0)
 
 
 def reference(row: list[float], temperature: float, top_k: int | None, top_p: float | None):
@@ -874,7 +856,7 @@ bends = {"temperature": st.floats(0.05, 20), "top_k": st.none() | st.integers(1,
 def test_bend_keeps_the_smallest_set_and_sums_to_one(row, temperature, top_k, top_p):
     expected, kept, distance = reference(row, temperature, top_k, top_p)
     assume(distance > 1e-5 or top_p == 1)
-    found = bend(torch.tensor([row]), temperature, top_k, top_p)[0]
+    found = next_token_probs(torch.tensor([row]), temperature, top_k, top_p)[0]
     torch.testing.assert_close(found, torch.tensor(expected), rtol=1e-4, atol=1e-6)
     assert found.sum().item() == pytest.approx(1, abs=1e-5)
     assert {i for i, p in enumerate(found.tolist()) if p > 0} <= set(kept)
@@ -887,55 +869,55 @@ def test_top_k_of_one_is_greedy_even_among_equals(rows, temperature, dtype):
     width = max(map(len, rows))
     logits = torch.tensor([row + [-math.inf] * (width - len(row)) for row in rows], dtype=dtype)
     torch.manual_seed(0)
-    assert torch.equal(sampler(temperature, top_k=1)(logits), greedy(logits))
-    assert torch.equal(sampler(0, top_k=3)(logits), greedy(logits))
+    assert torch.equal(make_sampler(temperature, top_k=1)(logits), greedy(logits))
+    assert torch.equal(make_sampler(0, top_k=3)(logits), greedy(logits))
 
 
 def test_equals_at_the_border_are_kept_by_their_ids():
     scores = torch.tensor([[1.0, 2.0, 1.0, 2.0, 1.0], [0.0, 0.0, 0.0, 0.0, 0.0]])
-    assert (bend(scores, top_k=3) > 0).tolist() == [[True, True, False, True, False],
+    assert (next_token_probs(scores, top_k=3) > 0).tolist() == [[True, True, False, True, False],
                                                     [True, True, True, False, False]]
-    assert (bend(scores[1:], top_p=0.39) > 0).tolist() == [[True, True, False, False, False]]
+    assert (next_token_probs(scores[1:], top_p=0.39) > 0).tolist() == [[True, True, False, False, False]]
 
 
 def test_top_p_of_one_and_top_k_above_the_vocabulary_keep_all():
     torch.manual_seed(0)
     scores = torch.randn(4, 50_000) * 2                 # sums of so many shares pass 1 by rounding
-    for kept in (bend(scores, top_p=1.0), bend(scores, top_k=60_000), bend(scores, top_k=50_000)):
-        assert torch.equal(kept, bend(scores)) and (kept > 0).all()
+    for kept in (next_token_probs(scores, top_p=1.0), next_token_probs(scores, top_k=60_000), next_token_probs(scores, top_k=50_000)):
+        assert torch.equal(kept, next_token_probs(scores)) and (kept > 0).all()
 
 
 def test_low_temperatures_do_not_overflow():
     scores = torch.tensor([[5.0, -3.0, 80.0]])
     for temperature in (1e-3, 1e-30, 1e-37):
-        assert bend(scores, temperature).tolist() == [[0.0, 0.0, 1.0]]
-        assert sampler(temperature, seed=0)(scores).tolist() == [2]
+        assert next_token_probs(scores, temperature).tolist() == [[0.0, 0.0, 1.0]]
+        assert make_sampler(temperature, seed=0)(scores).tolist() == [2]
 
 
 def test_half_precision_logits_are_bent_in_float32():
     scores = torch.randn(3, 100, generator=torch.Generator().manual_seed(1)).bfloat16()
-    assert bend(scores, 0.7, 20, 0.9).dtype == torch.float32
-    assert torch.equal(bend(scores, 0.7, 20, 0.9), bend(scores.float(), 0.7, 20, 0.9))
+    assert next_token_probs(scores, 0.7, 20, 0.9).dtype == torch.float32
+    assert torch.equal(next_token_probs(scores, 0.7, 20, 0.9), next_token_probs(scores.float(), 0.7, 20, 0.9))
 
 
 def test_sampler_draws_by_the_probabilities():
     scores = torch.tensor([0.6, 0.3, 0.1]).log().expand(20_000, 3)
-    drawn = torch.bincount(sampler(seed=1)(scores), minlength=3) / 20_000
+    drawn = torch.bincount(make_sampler(seed=1)(scores), minlength=3) / 20_000
     torch.testing.assert_close(drawn, torch.tensor([0.6, 0.3, 0.1]), rtol=0, atol=0.02)
 
 
 def test_seeds():
     scores = torch.zeros(64, 50)
-    pick, again, other = sampler(seed=1), sampler(seed=1), sampler(seed=2)
+    sample, again, other = make_sampler(seed=1), make_sampler(seed=1), make_sampler(seed=2)
     state = torch.get_rng_state()
-    first = pick(scores)
+    first = sample(scores)
     assert torch.equal(first, again(scores)) and not torch.equal(first, other(scores))
-    assert not torch.equal(first, pick(scores))         # it goes on, and does not start anew
+    assert not torch.equal(first, sample(scores))         # it goes on, and does not start anew
     assert torch.equal(state, torch.get_rng_state())    # the global one is untouched
     torch.manual_seed(3)
-    drawn = sampler()(scores)
+    drawn = make_sampler()(scores)
     torch.manual_seed(3)
-    assert torch.equal(drawn, sampler()(scores))
+    assert torch.equal(drawn, make_sampler()(scores))
 
 
 @pytest.mark.parametrize("how", [
@@ -945,12 +927,12 @@ def test_seeds():
 def test_sampler_refuses(how):
     name = "top_k" if "top_k" in how else next(iter(how))
     with pytest.raises(ValueError, match=f"{name}.*not {how[name]}"):
-        sampler(**how)
+        make_sampler(**how)
 
 
 def test_generate_with_a_sampler_beyond_the_vocabulary_in_a_batch():
-    rows = generate(make_model(), [[1, 2], [3]], 12, sampler(0.9, top_k=99, top_p=0.9, seed=0),
-                    eos_id=4)
+    rows = generate(make_model(), [[1, 2], [3]], 12, make_sampler(0.9, top_k=99, top_p=0.9, seed=0),
+                    eos_token_id=4)
     assert all(row[-1] == 4 or len(row) == n + 12 for row, n in zip(rows, (2, 1), strict=True))
 
 
@@ -967,7 +949,7 @@ def tokenizer():
 
 def base_model(tokenizer, **changes) -> GPT:
     shape = {"vocab_size": tokenizer.n_vocab + 3, "context_length": 12, "n_embd": 24, "n_head": 3,
-             "bos_id": eos_id(tokenizer), "eos_id": eos_id(tokenizer)}
+             "bos_token_id": eos_token_id(tokenizer), "eos_token_id": eos_token_id(tokenizer)}
     return perturb(make_model(**shape | changes)).eval()
 
 
@@ -980,7 +962,7 @@ def folder(tmp_path, tokenizer) -> Path:
 IDS = torch.arange(24).view(2, 12) * 7 % 280
 
 
-@pytest.mark.parametrize("changes", [{}, {"tie_embeddings": False}, {"qkv_bias": False},
+@pytest.mark.parametrize("changes", [{}, {"tie_word_embeddings": False}, {"qkv_bias": False},
                                      {"norm_eps": 1e-3, "dropout": 0.3}])
 def test_transformers_opens_what_we_save(changes, tmp_path, tokenizer):
     from transformers import AutoTokenizer, GPT2LMHeadModel
@@ -992,15 +974,15 @@ def test_transformers_opens_what_we_save(changes, tmp_path, tokenizer):
         torch.testing.assert_close(theirs(IDS).logits, model(IDS), rtol=1e-4, atol=1e-4)
         again, _ = load_pretrained(tmp_path)
         torch.testing.assert_close(again(IDS), model(IDS), rtol=0, atol=1e-6)
-    tied = again.head.weight is again.token_embedding.weight
-    assert tied == model.config.tie_embeddings and not again.training
+    tied = again.lm_head.weight is again.token_embedding.weight
+    assert tied == model.config.tie_word_embeddings and not again.training
     wanted = {**vars(model.config), "qkv_bias": True}   # the format has no word for its absence
     assert vars(again.config) == wanted
-    assert theirs.config.eos_token_id == eos_id(tokenizer)
+    assert theirs.config.eos_token_id == eos_token_id(tokenizer)
     opened = AutoTokenizer.from_pretrained(tmp_path)
     for text in ("lower towers don't slow 123", " low\n\nlow  ", "żółw 🐢"):
         assert opened(text)["input_ids"] == encode(tokenizer, text)
-    assert opened.eos_token_id == eos_id(tokenizer)
+    assert opened.eos_token_id == eos_token_id(tokenizer)
 
 
 @pytest.fixture(scope="module")
@@ -1010,7 +992,7 @@ def theirs(tokenizer):
     def build(**changes):
         torch.manual_seed(0)
         shape = {"vocab_size": tokenizer.n_vocab, "n_positions": 12, "n_embd": 24, "n_head": 3,
-                 "n_layer": 2, "bos_token_id": eos_id(tokenizer), "eos_token_id": eos_id(tokenizer)}
+                 "n_layer": 2, "bos_token_id": eos_token_id(tokenizer), "eos_token_id": eos_token_id(tokenizer)}
         return perturb(GPT2LMHeadModel(GPT2Config(**shape | changes))).eval()
 
     return build
@@ -1025,7 +1007,7 @@ def test_we_open_what_transformers_saves(changes, theirs, tmp_path, tokenizer):
     ours, opened = load_pretrained(tmp_path)
     with torch.no_grad():
         torch.testing.assert_close(ours(IDS), model(IDS).logits, rtol=1e-4, atol=1e-4)
-    assert ours.config.tie_embeddings == changes.get("tie_word_embeddings", True)
+    assert ours.config.tie_word_embeddings == changes.get("tie_word_embeddings", True)
     assert opened.encode_ordinary("lower") == encode(tokenizer, "lower")
 
 
@@ -1045,12 +1027,12 @@ def test_the_hubs_old_file(prefix, theirs, tmp_path, tokenizer):
               "attn_pdrop": 0.1, "embd_pdrop": 0.1, "initializer_range": 0.02, "n_ctx": 12,
               "layer_norm_epsilon": 1e-05, "model_type": "gpt2", "n_embd": 24, "n_head": 3,
               "n_layer": 2, "resid_pdrop": 0.1, "vocab_size": tokenizer.n_vocab,
-              "bos_token_id": eos_id(tokenizer), "eos_token_id": eos_id(tokenizer)}
+              "bos_token_id": eos_token_id(tokenizer), "eos_token_id": eos_token_id(tokenizer)}
     (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
     ours, _ = load_pretrained(tmp_path)
     with torch.no_grad():
         torch.testing.assert_close(ours(IDS), model(IDS).logits, rtol=1e-4, atol=1e-4)
-    assert ours.config.context_length == 12 and ours.config.eos_id == eos_id(tokenizer)
+    assert ours.config.context_length == 12 and ours.config.eos_token_id == eos_token_id(tokenizer)
 
 
 def test_files_of_half_precision_open_as_float32(tmp_path, tokenizer):
@@ -1060,8 +1042,8 @@ def test_files_of_half_precision_open_as_float32(tmp_path, tokenizer):
         assert {t.dtype for t in load_file(tmp_path / "model.safetensors").values()} == {dtype}
         again, _ = load_pretrained(tmp_path)
         assert {p.dtype for p in again.parameters()} == {torch.float32}
-        torch.testing.assert_close(again.final_norm.scale,
-                                   model.final_norm.scale.detach().to(dtype).float())
+        torch.testing.assert_close(again.final_norm.weight,
+                                   model.final_norm.weight.detach().to(dtype).float())
     half, _ = load_pretrained(tmp_path, dtype=torch.bfloat16)
     assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
     assert half(IDS).dtype == torch.bfloat16
@@ -1088,11 +1070,11 @@ def test_wrapped_models_are_saved_as_they_are_inside(folder, tokenizer):
 
 
 def test_the_order_of_keys_and_the_map_are_whole(tokenizer):
-    for changes in ({}, {"tie_embeddings": False}, {"qkv_bias": False}):
+    for changes in ({}, {"tie_word_embeddings": False}, {"qkv_bias": False}):
         model = base_model(tokenizer, **changes)
-        assert set(key_map(model.config)) == set(weights_of(model))
-        assert len({theirs for theirs, _ in key_map(model.config).values()}) == len(
-            key_map(model.config))
+        assert set(hf_key_map(model.config)) == set(weights_of(model))
+        assert len({theirs for theirs, _ in hf_key_map(model.config).values()}) == len(
+            hf_key_map(model.config))
 
 
 def rewrite(folder: Path, change) -> None:
@@ -1126,7 +1108,7 @@ def test_every_wrong_name_and_shape_is_told(folder):
 
 
 def test_an_untied_model_needs_its_head(tmp_path, tokenizer):
-    save_pretrained(base_model(tokenizer, tie_embeddings=False), tokenizer, tmp_path)
+    save_pretrained(base_model(tokenizer, tie_word_embeddings=False), tokenizer, tmp_path)
     rewrite(tmp_path, lambda state: state.pop("lm_head.weight"))
     with pytest.raises(ValueError, match="lm_head.weight is missing"):
         load_pretrained(tmp_path)
@@ -1188,7 +1170,7 @@ def set_config(folder: Path, **changes) -> None:
     ({"n_positions": "drop"}, "lacks n_positions"),
     ({"n_head": 5}, "multiple of n_head"),
     ({"n_layer": "2"}, "n_layer must be"),
-    ({"eos_token_id": 50256}, "eos_id 50256 is outside"),
+    ({"eos_token_id": 50256}, "eos_token_id 50256 is outside"),
     ({"eos_token_id": [279]}, "does not describe"),
     ({"vocab_size": 283, "n_embd": 48}, "wte.weight has shape"),
 ])
@@ -1203,18 +1185,18 @@ def test_configs_of_other_models(changes, message, folder):
 def test_config_that_is_none(content, folder):
     (folder / "config.json").write_bytes(content)
     with pytest.raises(ValueError, match=r"config\.json is not a config"):
-        read_config(folder / "config.json")
+        load_config(folder / "config.json")
 
 
 def test_gpt2s_own_config_is_our_gpt2(tmp_path):
     from transformers import GPT2Config
 
-    from helpers.gpt import GPT2_SIZES
+    from helpers.gpt import GPT2_CONFIGS
 
-    for name, shape in GPT2_SIZES.items():
+    for name, shape in GPT2_CONFIGS.items():
         GPT2Config(n_embd=shape.n_embd, n_layer=shape.n_layer, n_head=shape.n_head).save_pretrained(
             tmp_path)
-        assert read_config(tmp_path / "config.json") == shape, name
+        assert load_config(tmp_path / "config.json") == shape, name
 
 
 def test_a_tokenizer_larger_than_the_model(folder, tmp_path, tokenizer):
@@ -1243,7 +1225,7 @@ def test_a_model_that_is_nowhere(monkeypatch):
 def test_the_shipped_model_opens_from_anywhere(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     model, tokenizer = load_pretrained("tiny")
-    assert model.config.eos_id == eos_id(tokenizer) and model.config.vocab_size == 8192
+    assert model.config.eos_token_id == eos_token_id(tokenizer) and model.config.vocab_size == 8192
     same, _ = load_pretrained("data/models/tiny")
     assert_same(same, model)
     assert model.n_params == sum(p.numel() for p in model.parameters())
@@ -1252,7 +1234,7 @@ def test_the_shipped_model_opens_from_anywhere(monkeypatch, tmp_path):
 HUB = """
     import os, sys, torch
     from pathlib import Path
-    from helpers.pretraining import load_pretrained
+    from helpers.pretrained import load_pretrained
 
     def rss():
         lines = Path("/proc/self/status").read_text().splitlines()
@@ -1262,7 +1244,7 @@ HUB = """
     for name in ("gpt2", "openai-community/gpt2"):
         model, tokenizer = load_pretrained(name)
         torch.save(model(torch.arange(8)[None]).detach(), sys.argv[1])
-        print(tokenizer.n_vocab, model.config.eos_id)
+        print(tokenizer.n_vocab, model.config.eos_token_id)
     try:
         load_pretrained("gpt2-medium")
     except FileNotFoundError as error:
@@ -1307,7 +1289,7 @@ def test_the_hubs_cache_offline_and_the_memory_of_loading(folder, tmp_path, toke
                           timeout=120)
     assert done.returncode == 0, done.stderr
     first, second, *lines = done.stdout.splitlines()
-    assert first == second == f"{tokenizer.n_vocab} {eos_id(tokenizer)}"
+    assert first == second == f"{tokenizer.n_vocab} {eos_token_id(tokenizer)}"
     expected = load_pretrained(folder)[0](torch.arange(8)[None])
     torch.testing.assert_close(torch.load(tmp_path / "out.pt"), expected)
     lines = dict((line.split()[0], line) for line in lines)
@@ -1319,7 +1301,7 @@ def test_the_hubs_cache_offline_and_the_memory_of_loading(folder, tmp_path, toke
 
 
 def test_module_exports_what_later_chapters_use():
-    for name in ("fit", "lm_loss", "IGNORE", "sampler", "load_pretrained", "save_pretrained"):
+    for name in ("fit", "lm_loss", "IGNORE_INDEX", "sampler", "load_pretrained", "save_pretrained"):
         assert name in pretraining.__all__
 
 
@@ -1331,7 +1313,7 @@ def test_weights_in_another_memory_order_train_to_the_same() -> None:
     turned.weight.data = turned.weight.data.t().contiguous().t()
     x = torch.randn(8, 6)
     for layer in (plain, turned):
-        optimizer = make_optimizer(layer, lr=0.1)
+        optimizer = configure_optimizer(layer, lr=0.1)
         for _ in range(3):
             optimizer.zero_grad()
             layer(x).square().mean().backward()

@@ -29,47 +29,18 @@ from torch.nn import functional as F
 
 from helpers import scaling
 from helpers.gpt import GPT, GPTConfig, flops_per_token
-from helpers.pretraining import (
-    IGNORE,
-    BatchStream,
-    History,
-    fit,
-    lm_loss,
-    load_checkpoint,
-    load_pretrained,
-    make_optimizer,
-    mean_loss,
-    train_step,
-)
-from helpers.scaling import (
-    Muon,
-    bits_per_byte,
-    find_sources,
-    machine_rate,
-    main,
-    make_loaders,
-    make_log,
-    matmul_rate,
-    open_shards,
-    open_source,
-    orthogonalize,
-    prepare,
-    read_documents,
-    read_recipe,
-    shard_model,
-    start_model,
-    stream_documents,
-    training_flops,
-    write_shards,
-)
-from helpers.text import (
-    END_OF_TEXT,
-    encode,
-    eos_id,
-    load_tokenizer,
-    save_tokenizer,
-    train_bpe,
-)
+from helpers.pretrained import load_pretrained
+from helpers.training import (IGNORE_INDEX, History, ResumableLoader, configure_optimizer,
+                              evaluate_loss, fit, lm_loss, load_checkpoint, train_step)
+from helpers.corpus import (bits_per_byte, load_shards, read_documents, stream_documents,
+                            write_shards)
+from helpers.distributed import apply_fsdp
+from helpers.optim import Muon, newton_schulz
+from helpers.pretrain import (find_sources, iter_documents, load_run_config, main, make_loaders,
+                              make_log, measured_flops, peak_flops, prepare, start_model,
+                              training_flops)
+from helpers.tokenizer import (END_OF_TEXT, encode, eos_token_id, load_tokenizer, save_tokenizer,
+                               train_bpe)
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -162,7 +133,7 @@ def test_a_data_set_of_the_hub_is_a_source(tmp_path, monkeypatch):
     rows.to_parquet(tmp_path / "someone" / "tales" / "train.parquet")
     monkeypatch.chdir(tmp_path)
     sources = find_sources(["hf:someone/tales[2:4]", "hf:someone/tales[7:]"], tmp_path)
-    found = [text for source in sources for text in open_source(source, "story")]
+    found = [text for source in sources for text in iter_documents(source, "story")]
     assert found == ["Tale 2.", "Tale 3.", "Tale 7.", "Tale 8."]
     for wrong in ("hf:", "hf:a/b[1]", "hf:a/b:c:d", "hf:a/b[x:y]"):
         with pytest.raises(ValueError, match="is no source; expected for example hf:"):
@@ -189,20 +160,20 @@ def test_shards_hold_every_token_and_each_document_opens_with_the_end_token(
         shard_tokens, tmp_path, tokenizer):
     texts = [*TEXTS, f"żółw {END_OF_TEXT} 🐢"]
     manifest = write_shards(iter(texts), tokenizer, tmp_path, shard_tokens=shard_tokens)
-    expected = [i for text in texts for i in [eos_id(tokenizer), *encode(tokenizer, text)]]
+    expected = [i for text in texts for i in [eos_token_id(tokenizer), *encode(tokenizer, text)]]
     assert read_back(tmp_path) == expected
-    assert expected.count(eos_id(tokenizer)) == len(texts) == manifest["documents"]
+    assert expected.count(eos_token_id(tokenizer)) == len(texts) == manifest["documents"]
     assert manifest["bytes"] == sum(len(t.encode()) for t in texts)
     assert sum(s["tokens"] for s in manifest["shards"]) == len(expected)
     assert (len(manifest["shards"]) == 1) == (shard_tokens == 2**24)
     for shard in manifest["shards"]:                    # no document is torn apart
         first = np.fromfile(tmp_path / shard["file"], dtype=np.uint16)[0]
-        assert first == eos_id(tokenizer)
+        assert first == eos_token_id(tokenizer)
 
 
 def test_windows_of_shards_are_those_of_the_tokens(tmp_path, tokenizer):
     manifest = write_shards(TEXTS, tokenizer, tmp_path, shard_tokens=700)
-    windows, n = open_shards(tmp_path, 32), 0
+    windows, n = load_shards(tmp_path, 32), 0
     for shard in manifest["shards"]:
         tokens = np.fromfile(tmp_path / shard["file"], dtype=np.uint16).astype(np.int64)
         tokens = torch.from_numpy(tokens)
@@ -230,19 +201,19 @@ def test_damaged_shards_are_refused(tmp_path, tokenizer):
     for data in (whole[:-2], whole[:-1], whole + b"\0\0", b"", bytes(flipped)):
         path.write_bytes(data)
         with pytest.raises(ValueError, match=r"tokens-00001\.bin is missing, cut short or damaged"):
-            open_shards(tmp_path, 32)
+            load_shards(tmp_path, 32)
     path.unlink()
     with pytest.raises(ValueError, match=r"tokens-00001\.bin is missing"):
-        open_shards(tmp_path, 32)
+        load_shards(tmp_path, 32)
     path.write_bytes(whole)
-    open_shards(tmp_path, 32)
+    load_shards(tmp_path, 32)
     for text in ("", "[]", '{"shards"'):
         (tmp_path / "manifest.json").write_text(text)
         with pytest.raises(ValueError, match=r"manifest\.json is damaged"):
-            open_shards(tmp_path, 32)
+            load_shards(tmp_path, 32)
     (tmp_path / "manifest.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"no manifest\.json"):
-        open_shards(tmp_path, 32)
+        load_shards(tmp_path, 32)
 
 
 def test_tokenizing_again_does_not_leave_an_old_manifest(tmp_path, tokenizer):
@@ -254,7 +225,7 @@ def test_tokenizing_again_does_not_leave_an_old_manifest(tmp_path, tokenizer):
     with pytest.raises(KeyboardInterrupt):
         write_shards(breaks(), tokenizer, tmp_path, shard_tokens=100)
     with pytest.raises(FileNotFoundError, match="not a folder of finished shards"):
-        open_shards(tmp_path, 32)
+        load_shards(tmp_path, 32)
 
 
 def test_what_write_and_open_refuse(tmp_path, tokenizer):
@@ -268,7 +239,7 @@ def test_what_write_and_open_refuse(tmp_path, tokenizer):
         write_shards([], tokenizer, tmp_path / "none")
     write_shards(["short"], tokenizer, tmp_path / "short")
     with pytest.raises(ValueError, match="longer than one window of 32"):
-        open_shards(tmp_path / "short", 32)
+        load_shards(tmp_path / "short", 32)
 
 
 def test_the_largest_id_of_16_bits_survives(tmp_path):
@@ -286,7 +257,7 @@ def test_the_largest_id_of_16_bits_survives(tmp_path):
             return [b"x"]
 
     write_shards(["x"], Widest(), tmp_path)
-    assert open_shards(tmp_path, 3)[0][0].tolist() == [65_535, 65_535, 0]
+    assert load_shards(tmp_path, 3)[0][0].tolist() == [65_535, 65_535, 0]
 
 
 class Stopped(Exception):
@@ -301,7 +272,7 @@ def stopped_after(texts: list[str], n: int):
 def test_a_stopped_call_goes_on_after_its_last_whole_shard(tmp_path, tokenizer, monkeypatch):
     whole = write_shards(TEXTS, tokenizer, tmp_path / "whole", shard_tokens=700)
     assert sum(s["tokens"] for s in whole["shards"]) == whole["tokens"]
-    original, encoded = scaling.encode_documents, []
+    original, encoded = scaling.tokenize_documents, []
 
     def counting(texts, *arguments):
         encoded.extend(texts)
@@ -316,7 +287,7 @@ def test_a_stopped_call_goes_on_after_its_last_whole_shard(tmp_path, tokenizer, 
         done = len(list(folder.glob("tokens-*.bin")))
         encoded.clear()
         monkeypatch.setattr(scaling, "GROUP_CHARS", 1)  # each document by itself
-        monkeypatch.setattr(scaling, "encode_documents", counting)
+        monkeypatch.setattr(scaling, "tokenize_documents", counting)
         assert write_shards(iter(TEXTS), tokenizer, folder, shard_tokens=700) == whole
         monkeypatch.undo()
         assert read_back(folder) == read_back(tmp_path / "whole")
@@ -348,8 +319,8 @@ def test_what_a_stopped_call_left_is_not_mixed_with_something_else(
 TOKENIZE = """
     import sys, time
     from pathlib import Path
-    from helpers.scaling import write_shards
-    from helpers.text import load_tokenizer
+    from helpers.corpus import write_shards
+    from helpers.tokenizer import load_tokenizer
 
     folder = Path(sys.argv[1])
 
@@ -391,13 +362,13 @@ def test_several_processes_write_the_same_and_a_killed_call_goes_on(tmp_path, to
 LARGE = """
     import re, sys
     import numpy as np
-    from helpers.scaling import open_shards
+    from helpers.corpus import load_shards
 
     def own_memory():                                   # in kilobytes, pages of files apart
         return int(re.search(r"RssAnon:\\s+(\\d+)", open("/proc/self/status").read())[1])
 
     before = own_memory()
-    windows = open_shards(sys.argv[1], 1024)
+    windows = load_shards(sys.argv[1], 1024)
     for i in np.random.default_rng(0).integers(len(windows), size=200):
         windows[int(i)]
     print(len(windows), own_memory() - before)
@@ -429,7 +400,7 @@ def test_bits_per_byte_by_hand(batch_size, tokenizer):
     T, texts, bits = 8, ["", "a", "the old river", TEXTS[0][:90], "żółw 🐢", TEXTS[1]], 0.0
     lengths = set()
     for text in texts:
-        ids = [eos_id(tokenizer), *encode(tokenizer, text)]
+        ids = [eos_token_id(tokenizer), *encode(tokenizer, text)]
         lengths.add((len(ids) - 1) % T)
         for i in range(1, len(ids)):
             start = (i - 1) // T * T
@@ -463,17 +434,17 @@ def test_orthogonalized_matrices_have_singular_values_near_one(m, n, seed, size,
                    for k in (m, n))
     values = 0.05 + 0.95 * torch.rand(copies, low, generator=generator)
     matrices = size * (left * values[:, None]) @ right.mT                      # (copies, m, n)
-    found = orthogonalize(matrices)
+    found = newton_schulz(matrices)
     assert found.shape == matrices.shape and found.dtype == torch.float32
     rotated = left.mT @ found @ right                    # diagonal: the directions were kept
     diagonal = rotated.diagonal(dim1=-2, dim2=-1)
     assert diagonal.min() > 0.5 and diagonal.max() < 1.35
     assert (rotated - diagonal.diag_embed()).abs().max() < 0.1
-    torch.testing.assert_close(orthogonalize(matrices[0]), found[0], rtol=0.05, atol=0.05)
+    torch.testing.assert_close(newton_schulz(matrices[0]), found[0], rtol=0.05, atol=0.05)
 
 
 def test_orthogonalize_of_nothing_is_nothing():
-    assert torch.equal(orthogonalize(torch.zeros(3, 5)), torch.zeros(3, 5))
+    assert torch.equal(newton_schulz(torch.zeros(3, 5)), torch.zeros(3, 5))
 
 
 def parts(model: GPT) -> tuple[list[str], list[str], list[str]]:
@@ -487,24 +458,24 @@ def parts(model: GPT) -> tuple[list[str], list[str], list[str]]:
 @pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="PyTorch has it from 2.9 on")
 @pytest.mark.parametrize("tied", [True, False])
 def test_muon_agrees_with_pytorchs(tied, tokenizer):
-    model = tiny(tokenizer, tie_embeddings=tied, n_layer=2)
+    model = tiny(tokenizer, tie_word_embeddings=tied, n_layer=2)
     other = copy.deepcopy(model)
     ours = Muon(model, lr=0.01, weight_decay=0.1, betas=(0.9, 0.98))
     matrices, tables, rest = parts(model)
     assert len(tables) == (2 if tied else 3) and len(matrices) == 8
-    pick = other.get_parameter
-    theirs = [torch.optim.Muon([pick(n) for n in matrices], lr=0.01, weight_decay=0.1,
+    sample = other.get_parameter
+    theirs = [torch.optim.Muon([sample(n) for n in matrices], lr=0.01, weight_decay=0.1,
                                adjust_lr_fn="match_rms_adamw"),
-              torch.optim.AdamW([{"params": [pick(n) for n in tables], "weight_decay": 0.1},
-                                 {"params": [pick(n) for n in rest], "weight_decay": 0.0}],
+              torch.optim.AdamW([{"params": [sample(n) for n in tables], "weight_decay": 0.1},
+                                 {"params": [sample(n) for n in rest], "weight_decay": 0.0}],
                                 lr=0.01, betas=(0.9, 0.98))]
     for step in range(5):
         before = {name: p.detach().clone() for name, p in model.named_parameters()}
         generator = torch.Generator().manual_seed(step)
         for name, p in model.named_parameters():
             p.grad = torch.randn(p.shape, generator=generator)
-            pick(name).grad = p.grad.clone()
-            pick(name).data.copy_(p.data)
+            sample(name).grad = p.grad.clone()
+            sample(name).data.copy_(p.data)
         for optimizer in (ours, *theirs):
             optimizer.step()
         for name in matrices:                            # in bfloat16, hence not to the last digit
@@ -513,12 +484,12 @@ def test_muon_agrees_with_pytorchs(tied, tokenizer):
             assert F.cosine_similarity(*moves, dim=0) > 0.99
             assert moves[0].norm() == pytest.approx(moves[1].norm().item(), rel=0.02)
         for name in tables + rest:
-            torch.testing.assert_close(model.get_parameter(name), pick(name), rtol=1e-6, atol=1e-7)
+            torch.testing.assert_close(model.get_parameter(name), sample(name), rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_muon_decays_matrices_and_tables_only(tied, tokenizer):
-    model = tiny(tokenizer, tie_embeddings=tied)
+    model = tiny(tokenizer, tie_word_embeddings=tied)
     before = copy.deepcopy(model)
     wrapped = nn.Module()
     wrapped.module = model                               # as data-parallel training wraps it
@@ -543,7 +514,7 @@ def test_muon_leaves_what_does_not_train(tokenizer):
     inputs = torch.arange(16).view(2, 8)
     train_step(model, [(inputs, inputs)], lm_loss, Muon(model), lr=0.1)
     moved = {name for name, p in model.state_dict().items() if not torch.equal(p, before[name])}
-    assert moved == before.keys() - {"token_embedding.weight", "head.weight",
+    assert moved == before.keys() - {"token_embedding.weight", "lm_head.weight",
                                      "blocks.0.attention.qkv.weight"}
 
 
@@ -580,20 +551,20 @@ def test_training_takes_three_forward_passes():
 @pytest.mark.filterwarnings("ignore:CUDA is not available")
 def test_the_rate_a_run_is_measured_against(monkeypatch):
     cpu = torch.device("cpu")
-    assert 1e8 < matmul_rate(cpu, size=128) < 1e14
-    assert machine_rate(cpu, "float32")[1] == "measured matrix product, float32"
+    assert 1e8 < measured_flops(cpu, size=128) < 1e14
+    assert peak_flops(cpu, "float32")[1] == "measured matrix product, float32"
     cuda = torch.device("cuda")
     for name, peak in (("NVIDIA L40S", 362e12), ("NVIDIA L4", 121e12), ("NVIDIA H200", 989e12),
                        ("NVIDIA H100 PCIe", 756e12), ("NVIDIA A100-SXM4-80GB", 312e12)):
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda device, name=name: name)
-        assert machine_rate(cuda, "bfloat16")[0] == peak
-        monkeypatch.setattr(scaling, "matmul_rate", lambda device, dtype: 5.0)
-        assert machine_rate(cuda, "float32")[0] == 5.0
+        assert peak_flops(cuda, "bfloat16")[0] == peak
+        monkeypatch.setattr(scaling, "measured_flops", lambda device, dtype: 5.0)
+        assert peak_flops(cuda, "float32")[0] == 5.0
         monkeypatch.undo()
 
 
 def test_lines_of_the_log(capsys, monkeypatch, tokenizer):
-    monkeypatch.setattr(scaling, "machine_rate", lambda device, precision: (1e9, "made up"))
+    monkeypatch.setattr(scaling, "peak_flops", lambda device, precision: (1e9, "made up"))
     config = tiny(tokenizer).config
     log = make_log(config, torch.device("cpu"), "float32", every=5)
     for record in ({"step": 0, "val_loss": 5.123456789}, {"step": 4, "tokens_per_s": 1.0},
@@ -652,7 +623,7 @@ def corpus(tmp_path) -> Path:
 
 @pytest.mark.parametrize(("name", "optimizer"), [("recipe", "adamw"), ("recipe-2", "muon")])
 def test_the_shipped_recipes_read(name: str, optimizer: str):
-    recipe = read_recipe(ROOT / "data" / "models" / "tiny" / f"{name}.toml")
+    recipe = load_run_config(ROOT / "data" / "models" / "tiny" / f"{name}.toml")
     assert recipe.training.optimizer == optimizer
     config = json.loads((ROOT / "data" / "models" / "tiny" / "config.json").read_text())
     for ours, theirs in [("vocab_size", "vocab_size"), ("context_length", "n_positions"),
@@ -679,25 +650,25 @@ def test_recipes_that_are_none(old, new, message, tmp_path):
     assert old in RECIPE
     path.write_text(RECIPE.replace(old, new, 1), encoding="utf-8")
     with pytest.raises(ValueError, match=message) as caught:
-        read_recipe(path)
+        load_run_config(path)
     assert str(path) in str(caught.value)
 
 
 def test_recipe_that_is_missing_or_no_text(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no\.toml"):
-        read_recipe(tmp_path / "no.toml")
+        load_run_config(tmp_path / "no.toml")
     (tmp_path / "bytes.toml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ValueError, match=r"bytes\.toml is not a recipe"):
-        read_recipe(tmp_path / "bytes.toml")
+        load_run_config(tmp_path / "bytes.toml")
 
 
 def test_prepare_reads_patterns_and_repeats(corpus, tmp_path):
-    recipe = read_recipe(tmp_path / "recipe.toml")
+    recipe = load_run_config(tmp_path / "recipe.toml")
     tokenizer = prepare(recipe, corpus, tmp_path / "run")
     ids = read_back(tmp_path / "run" / "train")
-    assert ids.count(eos_id(tokenizer)) == 3 + 1 + 1    # the tale is read twice
+    assert ids.count(eos_token_id(tokenizer)) == 3 + 1 + 1    # the tale is read twice
     assert tokenizer.decode(ids[-len(encode(tokenizer, TEXTS[3])):]) == TEXTS[3]
-    assert read_back(tmp_path / "run" / "validation").count(eos_id(tokenizer)) == 2
+    assert read_back(tmp_path / "run" / "validation").count(eos_token_id(tokenizer)) == 2
     (tmp_path / "run" / "train" / "manifest.json").write_text("{}")
     for file in corpus.iterdir():
         file.write_bytes(b"")
@@ -706,7 +677,7 @@ def test_prepare_reads_patterns_and_repeats(corpus, tmp_path):
 
 
 def test_prepare_takes_up_after_a_kill_while_the_tokenizer_was_written(corpus, tmp_path):
-    recipe = read_recipe(tmp_path / "recipe.toml")
+    recipe = load_run_config(tmp_path / "recipe.toml")
     whole = prepare(recipe, corpus, tmp_path / "run")
     broken = tmp_path / "run2" / "tokenizer"
     broken.mkdir(parents=True)
@@ -717,7 +688,7 @@ def test_prepare_takes_up_after_a_kill_while_the_tokenizer_was_written(corpus, t
 
 
 def test_prepare_refuses(corpus, tmp_path):
-    recipe = read_recipe(tmp_path / "recipe.toml")
+    recipe = load_run_config(tmp_path / "recipe.toml")
     (corpus / "tale.txt").rename(corpus / "story.txt")
     with pytest.raises(FileNotFoundError, match=r"No file in .* matches 'tale\.txt'"):
         prepare(recipe, corpus, tmp_path / "run")
@@ -726,18 +697,18 @@ def test_prepare_refuses(corpus, tmp_path):
     prepare(recipe, corpus, tmp_path / "run")
     (tmp_path / "other.toml").write_text(RECIPE.replace("= 300", "= 290"), encoding="utf-8")
     with pytest.raises(ValueError, match="begun with a vocabulary of 300, and the recipe says 290"):
-        prepare(read_recipe(tmp_path / "other.toml"), corpus, tmp_path / "run")
+        prepare(load_run_config(tmp_path / "other.toml"), corpus, tmp_path / "run")
 
 
 def test_prepare_takes_the_tokenizer_that_is_named(corpus, tmp_path):
     text = RECIPE.replace("= 300", "= 8192").replace("[data]", '[data]\ntokenizer = "tiny"')
     (tmp_path / "recipe.toml").write_text(text, encoding="utf-8")
-    found = prepare(read_recipe(tmp_path / "recipe.toml"), corpus, tmp_path / "run")
+    found = prepare(load_run_config(tmp_path / "recipe.toml"), corpus, tmp_path / "run")
     assert found.encode_ordinary(TEXTS[0]) == load_tokenizer("tiny").encode_ordinary(TEXTS[0])
     text = RECIPE.replace('["books*", "tale.txt", "tale.txt"]', '["hf:someone/tales"]')
     (tmp_path / "recipe.toml").write_text(text, encoding="utf-8")
     with pytest.raises(ValueError, match='must name a tokenizer: tokenizer = "gpt2"'):
-        prepare(read_recipe(tmp_path / "recipe.toml"), corpus, tmp_path / "other")
+        prepare(load_run_config(tmp_path / "recipe.toml"), corpus, tmp_path / "other")
 
 
 def test_a_recipe_of_tables(corpus, tmp_path):
@@ -747,14 +718,14 @@ def test_a_recipe_of_tables(corpus, tmp_path):
     (corpus / "held.jsonl").write_text(json.dumps({"body": TEXTS[4]}), encoding="utf-8")
     text = RECIPE.replace(".txt", ".jsonl").replace("[data]", '[data]\ntext_column = "body"')
     (tmp_path / "recipe.toml").write_text(text, encoding="utf-8")
-    tokenizer = prepare(read_recipe(tmp_path / "recipe.toml"), corpus, tmp_path / "run")
+    tokenizer = prepare(load_run_config(tmp_path / "recipe.toml"), corpus, tmp_path / "run")
     expected = [i for text in [*TEXTS[:4], TEXTS[3]]
-                for i in [eos_id(tokenizer), *encode(tokenizer, text)]]
+                for i in [eos_token_id(tokenizer), *encode(tokenizer, text)]]
     assert read_back(tmp_path / "run" / "train") == expected
 
 
 def test_loaders_are_the_same_each_time(corpus, tmp_path):
-    recipe = read_recipe(tmp_path / "recipe.toml")
+    recipe = load_run_config(tmp_path / "recipe.toml")
     prepare(recipe, corpus, tmp_path / "run")
     orders = []
     for _ in range(2):
@@ -820,8 +791,8 @@ def test_torchrun_leaves_our_options_to_us():
 
     ours = ["recipe.toml", "--corpus", "c", "--folder", "r", "--from", "tiny", "--processes", "2",
             "--shard", "--prepare"]
-    found = get_args_parser().parse_args(["--nproc-per-node", "2", "-m", "helpers.scaling", *ours])
-    assert found.training_script == "helpers.scaling" and found.training_script_args == ours
+    found = get_args_parser().parse_args(["--nproc-per-node", "2", "-m", "helpers.pretrain", *ours])
+    assert found.training_script == "helpers.pretrain" and found.training_script_args == ours
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
@@ -830,7 +801,7 @@ def test_a_run_that_is_stopped_and_started_again_ends_in_the_same_weights(
     monkeypatch.setenv("LLM_DEVICE", "cpu")
     run = whole / f"stopped-{how}"
     process = subprocess.Popen(
-        [sys.executable, "-m", "helpers.scaling", *command(whole, run.name)], env=environment(),
+        [sys.executable, "-m", "helpers.pretrain", *command(whole, run.name)], env=environment(),
         cwd=whole, stdout=subprocess.PIPE, text=True)
     for line in process.stdout:
         if json.loads(line)["step"] >= 80:              # a checkpoint is written at 70
@@ -847,7 +818,7 @@ def test_a_run_that_is_stopped_and_started_again_ends_in_the_same_weights(
     assert main(command(whole, run.name)) == 0
     assert_same_run(whole / "whole", run)
     model, tokenizer = load_pretrained(run / "model")
-    assert model.config.eos_id == eos_id(tokenizer) and model.config.dropout == 0.1
+    assert model.config.eos_token_id == eos_token_id(tokenizer) and model.config.dropout == 0.1
     assert main(command(whole, run.name)) == 0          # finished before: the same again
     assert_same_run(whole / "whole", run)
     text = RECIPE.replace("n_layer = 1", "n_layer = 2")
@@ -863,9 +834,9 @@ def test_a_run_can_start_from_a_model(whole, tmp_path, monkeypatch, capsys):
     (whole / "short.toml").write_text(text, encoding="utf-8")
     assert main([*command(whole, "next", "short.toml"), "--start", str(folder)]) == 0
     given, tokenizer = load_pretrained(folder)
-    recipe = read_recipe(whole / "short.toml")
+    recipe = load_run_config(whole / "short.toml")
     _, validation = make_loaders(recipe, whole / "next")
-    expected = mean_loss(given, validation, max_batches=2)
+    expected = evaluate_loss(given, validation, max_batches=2)
     history = pd.read_csv(whole / "next" / "history.csv")
     assert history["val_loss"].iloc[0] == pytest.approx(expected, rel=1e-6)
     assert expected < math.log(300) - 1                 # not the loss of random weights
@@ -907,7 +878,7 @@ def test_what_cannot_be_sharded(whole, monkeypatch, tokenizer):
         main([*command(whole, "shard"), "--shard"])
     assert not (whole / "shard").exists()
     with pytest.raises(ValueError, match="torchrun --nproc-per-node N -m helpers"):
-        shard_model(tiny(tokenizer), torch.device("cpu"))
+        apply_fsdp(tiny(tokenizer), torch.device("cpu"))
     text = RECIPE.replace("lr = 3e-3", 'lr = 3e-3\noptimizer = "muon"')
     (whole / "muon-shard.toml").write_text(text, encoding="utf-8")
     monkeypatch.setenv("WORLD_SIZE", "2")
@@ -930,8 +901,10 @@ WORKER = """
     from torch.nn.parallel import DistributedDataParallel
     from helpers import scaling
     from helpers.gpt import GPT, GPTConfig
-    from helpers.pretraining import fit, lm_loss, make_optimizer, train_step
-    from helpers.scaling import Muon, main, shard_model, whole_states
+    from helpers.training import configure_optimizer, fit, lm_loss, train_step
+    from helpers.distributed import apply_fsdp, full_state_dict
+    from helpers.optim import Muon
+    from helpers.pretrain import main
 
     folder, rank, start = sys.argv[1], int(os.environ["RANK"]), dist.init_process_group
     close = dist.destroy_process_group                  # one group for all that follows
@@ -946,7 +919,7 @@ WORKER = """
     work = torch.load(folder + "/work.pt", weights_only=True)
 
     def fresh(tied=True):
-        model = GPT(GPTConfig(**work["shape"] | {"tie_embeddings": tied}))
+        model = GPT(GPTConfig(**work["shape"] | {"tie_word_embeddings": tied}))
         model.load_state_dict(work["model"])            # untied, both tables begin the same
         return model
 
@@ -964,13 +937,13 @@ WORKER = """
         result[name]["model"] = model.state_dict()
 
     for tied in (True, False):
-        model = shard_model(fresh(tied), torch.device("cpu"))
+        model = apply_fsdp(fresh(tied), torch.device("cpu"))
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        whole_states(model, optimizer)
+        full_state_dict(model, optimizer)
         held = sum(p.to_local().numel() for p in model.parameters())
         result[f"shard-{tied}"] = steps(model, optimizer) | {
             "held": held, "all": model.n_params, "model": model.state_dict(),
-            "tied": model.head.weight is model.token_embedding.weight}
+            "tied": model.lm_head.weight is model.token_embedding.weight}
 
     command("short.toml", "copied")
     command("short.toml", "sharded", "--shard")
@@ -1035,7 +1008,7 @@ def finish(process: subprocess.Popen) -> None:
 
 def batch(rows: int, counted: int, generator: torch.Generator) -> list[torch.Tensor]:
     inputs, targets = torch.randint(300, (2, rows, 8), generator=generator)
-    targets[:, counted:] = IGNORE
+    targets[:, counted:] = IGNORE_INDEX
     return [inputs, targets]
 
 
@@ -1092,7 +1065,7 @@ def test_two_processes_train_to_the_loss_of_one(name, optimizer, rel, pair):
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_sharded_model_trains_to_the_loss_of_one_process(tied, pair):
-    model, seen = alone(pair, tie_embeddings=tied)
+    model, seen = alone(pair, tie_word_embeddings=tied)
     first, second = (result[f"shard-{tied}"] for result in results(pair))
     for ours, key in (("train_loss", "losses"), ("grad_norm", "norms"), ("targets", "targets")):
         assert first[key] == pytest.approx([s[ours] for s in seen], rel=1e-5)
@@ -1114,11 +1087,11 @@ def test_a_sharded_run_saves_and_resumes_as_any_other(pair):
     assert_same_run(pair / "sharded", pair / "stopped")
     model, tokenizer = load_pretrained(pair / "sharded" / "model")
     plain = GPT(model.config)                            # one process opens the checkpoint of two
-    optimizer = make_optimizer(plain, 0.1)
-    batches = BatchStream([[0]] * 100)
+    optimizer = configure_optimizer(plain, 0.1)
+    batches = ResumableLoader([[0]] * 100)
     assert load_checkpoint(pair / "sharded" / "checkpoint.pt", plain, optimizer, batches,
                            History()) == 40
-    assert plain.head.weight is plain.token_embedding.weight
+    assert plain.lm_head.weight is plain.token_embedding.weight
     for name, weight in model.state_dict().items():      # in the folder they are float16
         torch.testing.assert_close(plain.state_dict()[name], weight, rtol=1e-3, atol=1e-6)
     state = torch.load(pair / "copied" / "checkpoint.pt", weights_only=True)["optimizer"]["state"]
@@ -1138,7 +1111,7 @@ def test_two_killed_processes_resume_to_the_same_weights(pair):
     history = pd.read_csv(pair / "run" / "history.csv")
     assert history["step"].iloc[-1] == 200 and history["tokens"].iloc[-1] == 25_600
     assert history["train_loss"].iloc[-1] < history["train_loss"].iloc[1] - 0.5
-    what = ["-m", "helpers.scaling", *command(pair, "killed")]
+    what = ["-m", "helpers.pretrain", *command(pair, "killed")]
     what[what.index("--run")] = "--folder"              # see the test of torchrun's options
     process = torchrun(pair, *what)
     for line in process.stdout:
@@ -1156,7 +1129,7 @@ def test_two_killed_processes_resume_to_the_same_weights(pair):
 
 
 def test_each_process_reads_windows_of_its_own(pair, monkeypatch):
-    recipe = read_recipe(pair / "recipe.toml")
+    recipe = load_run_config(pair / "recipe.toml")
     read = []
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda *a: 2)

@@ -23,7 +23,8 @@ import pytest
 import torch
 
 from helpers import setup
-from helpers.setup import FetchError, choose, data_path, fetch, find_root, get_device, read_sources
+from helpers.common import data_path, find_root, get_device, resolve_settings
+from helpers.download import DownloadError, fetch, read_sources
 
 TEXT = b"It was a dark and stormy night.\n" * 300
 DIGEST = hashlib.sha256(TEXT).hexdigest()
@@ -140,7 +141,7 @@ def test_mirror_after_404(server, cache, ask):
 
 
 def test_all_addresses_fail_with_their_reasons(server, cache, ask):
-    with pytest.raises(FetchError) as caught:
+    with pytest.raises(DownloadError) as caught:
         ask(server.url + "/gone.txt", server.url + "/also-gone.txt")
     message = str(caught.value)
     assert "/gone.txt: HTTPError: 404" in message and "/also-gone.txt: HTTPError: 404" in message
@@ -152,7 +153,7 @@ def test_all_addresses_fail_with_their_reasons(server, cache, ask):
 
 def test_wrong_hash(server, cache, ask):
     other = TEXT.replace(b"dark", b"bark")
-    with pytest.raises(FetchError) as caught:
+    with pytest.raises(DownloadError) as caught:
         ask(serve(server, "/night.txt", other))
     assert hashlib.sha256(other).hexdigest() in str(caught.value) and DIGEST in str(caught.value)
     assert in_folder(cache) == []
@@ -160,13 +161,13 @@ def test_wrong_hash(server, cache, ask):
 
 @pytest.mark.parametrize("known", [{}, {"sha256": None}, {"sha256": None, "size": None}])
 def test_truncated_body(server, cache, ask, known):
-    with pytest.raises(FetchError, match=r"(?i)incomplete|more expected"):
+    with pytest.raises(DownloadError, match=r"(?i)incomplete|more expected"):
         ask(serve(server, "/night.txt", TEXT[:1000], len(TEXT)), **known)
     assert in_folder(cache) == []
 
 
 def test_truncated_file_that_claims_to_be_whole(server, cache, ask):
-    with pytest.raises(FetchError, match="has 1,000 bytes, not 9,600"):
+    with pytest.raises(DownloadError, match="has 1,000 bytes, not 9,600"):
         ask(serve(server, "/night.txt", TEXT[:1000]), sha256=None)
 
 
@@ -174,11 +175,11 @@ def test_web_page_in_place_of_the_file(server, cache, ask):
     page = b"\n<!DOCTYPE html><title>Please sign in</title>"
     url = serve(server, "/night.txt", page)
     for known in ({}, {"sha256": None}):
-        with pytest.raises(FetchError, match="web page"):
+        with pytest.raises(DownloadError, match="web page"):
             ask(url, **known)
-    with pytest.raises(FetchError, match=r"is not JSON.*web page"):
+    with pytest.raises(DownloadError, match=r"is not JSON.*web page"):
         ask(url, file="night.json", sha256=None, size=None)
-    with pytest.raises(FetchError, match="web page"):
+    with pytest.raises(DownloadError, match="web page"):
         ask(url, member="night.txt")
     assert in_folder(cache) == []
 
@@ -186,7 +187,7 @@ def test_web_page_in_place_of_the_file(server, cache, ask):
 def test_json_without_hash(server, cache, ask):
     body = json.dumps([{"instruction": "Sleep."}] * 10).encode()
     unknown = {"file": "night.json", "sha256": None, "size": None}
-    with pytest.raises(FetchError, match="is not JSON"):
+    with pytest.raises(DownloadError, match="is not JSON"):
         ask(serve(server, "/half.json", body[:50]), **unknown)
     assert ask(serve(server, "/whole.json", body), **unknown).read_bytes() == body
 
@@ -196,7 +197,7 @@ def test_zip_member(server, cache, ask):
     assert ask(url, member="inner/Night").read_bytes() == TEXT
     assert in_folder(cache) == ["night.txt"]
     os.remove(cache / "night.txt")
-    with pytest.raises(FetchError, match="Day"):
+    with pytest.raises(DownloadError, match="Day"):
         ask(url, member="Day")
     assert in_folder(cache) == []
 
@@ -204,7 +205,7 @@ def test_zip_member(server, cache, ask):
 def test_damaged_zip(server, cache, ask):
     packed = bytearray(zipped("Night", random.Random(0).randbytes(5000)))
     packed[2000:2010] = bytes(10)
-    with pytest.raises(FetchError, match=r"BadZipFile|error|sha256"):
+    with pytest.raises(DownloadError, match=r"BadZipFile|error|sha256"):
         ask(serve(server, "/night.zip", bytes(packed)), member="Night")
     assert in_folder(cache) == []
 
@@ -213,7 +214,7 @@ def test_xz(server, cache, ask):
     packed = lzma.compress(TEXT)
     assert ask(serve(server, "/night.txt.xz", packed), unpack="xz").read_bytes() == TEXT
     os.remove(cache / "night.txt")
-    with pytest.raises(FetchError, match="EOFError"):
+    with pytest.raises(DownloadError, match="EOFError"):
         ask(serve(server, "/half.txt.xz", packed[:-20]), unpack="xz")
     assert in_folder(cache) == []
 
@@ -227,7 +228,7 @@ def test_no_network(server, cache, ask):
     port = server.server_port
     server.shutdown()
     server.server_close()
-    with pytest.raises(FetchError, match="ConnectionRefusedError") as caught:
+    with pytest.raises(DownloadError, match="ConnectionRefusedError") as caught:
         ask(f"http://127.0.0.1:{port}/night.txt")
     assert len(str(caught.value)) < 1000
     assert in_folder(cache) == []
@@ -237,13 +238,13 @@ def test_reasons_stay_right_inside_an_except_block(server, cache, ask):
     try:
         raise KeyError("earlier trouble")
     except KeyError:
-        with pytest.raises(FetchError, match="404") as caught:
+        with pytest.raises(DownloadError, match="404") as caught:
             ask(server.url + "/gone.txt")
     assert "earlier trouble" not in str(caught.value)
 
 
 def test_no_address(cache, ask):
-    with pytest.raises(FetchError, match="no address is known"):
+    with pytest.raises(DownloadError, match="no address is known"):
         ask()
 
 
@@ -258,10 +259,10 @@ def test_nothing_half_written(server, cache, ask, monkeypatch, error):
         raise error
 
     monkeypatch.setattr(pooch.HTTPDownloader, "__call__", stopped)
-    expected = KeyboardInterrupt if error is KeyboardInterrupt else FetchError
+    expected = KeyboardInterrupt if error is KeyboardInterrupt else DownloadError
     with pytest.raises(expected) as caught:
         ask(url, url)
-    if expected is FetchError:
+    if expected is DownloadError:
         assert "No space left" in str(caught.value) and "LLM_CACHE_DIR" in str(caught.value)
     assert len(server.asked) == 1  # the next address would not help
     assert in_folder(cache) == []
@@ -273,7 +274,7 @@ def test_full_disk_while_unpacking(server, cache, ask, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(setup.shutil, "copyfileobj", full)
-    with pytest.raises(FetchError, match="No space left"):
+    with pytest.raises(DownloadError, match="No space left"):
         ask(serve(server, "/night.zip", zipped("Night", TEXT)), member="Night")
     assert in_folder(cache) == []
 
@@ -285,7 +286,7 @@ def test_damaged_cache_is_fetched_again(server, cache, ask):
     assert ask(url).read_bytes() == TEXT and len(server.asked) == 2
     path.write_bytes(TEXT[:-1])
     server.pages.clear()
-    with pytest.raises(FetchError) as caught:
+    with pytest.raises(DownloadError) as caught:
         ask(url)
     assert str(path) in str(caught.value)  # the damaged copy is named too
 
@@ -293,7 +294,7 @@ def test_damaged_cache_is_fetched_again(server, cache, ask):
 def test_cache_that_can_not_be_made(server, tmp_path, monkeypatch, ask):
     (tmp_path / "taken").write_text("a file, not a folder")
     monkeypatch.setenv("LLM_CACHE_DIR", str(tmp_path / "taken"))
-    with pytest.raises(FetchError, match="LLM_CACHE_DIR"):
+    with pytest.raises(DownloadError, match="LLM_CACHE_DIR"):
         ask(serve(server, "/night.txt", TEXT))
 
 
@@ -329,7 +330,7 @@ def test_data_dir_with_a_wrong_file(server, cache, shelf, ask):
     assert DIGEST in message and hashlib.sha256(b"another night").hexdigest() in message
     assert str(shelf / "night.txt") in message
     os.remove(cache / "night.txt")
-    with pytest.warns(UserWarning), pytest.raises(FetchError, match=re.escape(str(shelf))):
+    with pytest.warns(UserWarning), pytest.raises(DownloadError, match=re.escape(str(shelf))):
         ask(server.url + "/gone.txt")
 
 
@@ -352,7 +353,7 @@ def test_data_dir_without_a_hash(server, cache, shelf, ask):
     assert ask(sha256=None) == shelf / "night.txt"
     assert ask(sha256=None, size=None) == shelf / "night.txt"
     (shelf / "night.txt").write_bytes(TEXT[1:])
-    with pytest.warns(UserWarning, match="has 9,599 bytes, not 9,600"), pytest.raises(FetchError):
+    with pytest.warns(UserWarning, match="has 9,599 bytes, not 9,600"), pytest.raises(DownloadError):
         ask(sha256=None)
 
 
@@ -369,7 +370,7 @@ def test_data_dir_is_relative_to_the_root(tmp_path, monkeypatch):
 
 
 def test_unknown_name():
-    with pytest.raises(FetchError, match="'night'.*the-verdict"):
+    with pytest.raises(DownloadError, match="'night'.*the-verdict"):
         fetch("night")
 
 
@@ -412,26 +413,26 @@ def test_sources_json():
 
 
 def test_choose(monkeypatch, capsys):
-    assert choose() == ("sample", "tiny")
-    assert choose("real", "gpt2-xl") == ("real", "gpt2-xl")
-    assert choose(base="openai-community/gpt2")[1] == "openai-community/gpt2"
-    assert choose(base="data/models/tiny")[1] == "data/models/tiny"
+    assert resolve_settings() == ("sample", "tiny")
+    assert resolve_settings("real", "gpt2-xl") == ("real", "gpt2-xl")
+    assert resolve_settings(base="openai-community/gpt2")[1] == "openai-community/gpt2"
+    assert resolve_settings(base="data/models/tiny")[1] == "data/models/tiny"
     monkeypatch.setenv("LLM_SOURCE", "real")
     monkeypatch.setenv("LLM_BASE", "gpt2")
-    assert choose("sample", "tiny") == ("real", "gpt2")
+    assert resolve_settings("sample", "tiny") == ("real", "gpt2")
     monkeypatch.setenv("LLM_SOURCE", "")  # set to nothing is not set
-    assert choose("sample")[0] == "sample"
+    assert resolve_settings("sample")[0] == "sample"
     assert capsys.readouterr() == ("", "")
 
 
 def test_choose_refuses(monkeypatch):
     with pytest.raises(ValueError, match=r"SOURCE is 'Real'; allowed: sample, real$"):
-        choose("Real")
+        resolve_settings("Real")
     with pytest.raises(ValueError, match=r"BASE is 'gpt3'; allowed: tiny, gpt2, .* slash"):
-        choose(base="gpt3")
+        resolve_settings(base="gpt3")
     monkeypatch.setenv("LLM_SOURCE", "a/b")
     with pytest.raises(ValueError, match="environment variable LLM_SOURCE is 'a/b'"):
-        choose("sample")
+        resolve_settings("sample")
 
 
 @pytest.mark.parametrize(
@@ -510,7 +511,7 @@ def test_set_seed():
 
 def test_use_style():
     with matplotlib.rc_context():
-        setup.use_style()
+        setup.set_plot_style()
         assert tuple(matplotlib.rcParams["figure.figsize"]) == (5.0, 3.0)
         for key in ("figure.facecolor", "axes.facecolor", "savefig.facecolor"):
             assert matplotlib.rcParams[key] == "white"
@@ -518,7 +519,7 @@ def test_use_style():
 
 
 def test_report_environment(capsys):
-    setup.report_environment()
+    setup.print_versions()
     printed = capsys.readouterr().out
     assert "Python" in printed and torch.__version__ in printed
     assert str(find_root()) not in printed  # no path of this machine

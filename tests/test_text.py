@@ -21,30 +21,16 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, GPT2Tokenizer, GPT2TokenizerFast
 
 from helpers import text as module
-from helpers.setup import FetchError, data_path
-from helpers.text import (
-    END_OF_TEXT,
-    SPLIT_PATTERN,
-    TokenWindows,
-    bpe_encode,
-    byte_symbols,
-    encode,
-    eos_id,
-    find_files,
-    learn_merges,
-    load_tokenizer,
-    make_encoding,
-    make_loader,
-    merge_pair,
-    read_text,
-    save_tokenizer,
-    token_ranks,
-    train_bpe,
-)
+from helpers.common import data_path
+from helpers.download import DownloadError
+from helpers.data import TokenDataset, make_dataloader, read_text
+from helpers.tokenizer import (END_OF_TEXT, SPLIT_PATTERN, bpe, bytes_to_unicode, encode,
+                               eos_token_id, find_files, learn_merges, load_tokenizer,
+                               make_encoding, merge, mergeable_ranks, save_tokenizer, train_bpe)
 
 STORY = read_text(data_path("story.txt"))
 TINY = load_tokenizer("tiny")
-RANKS = token_ranks(TINY)
+RANKS = mergeable_ranks(TINY)
 # Where tokenizers go wrong: white space of all kinds, joined emoji, marks, controls, end-of-text.
 HARD = [
     "",
@@ -67,7 +53,7 @@ mixed = st.lists(st.sampled_from(HARD) | texts, max_size=4).map("".join)
 
 def encode_by_hand(text: str) -> list[int]:
     pieces = regex.findall(SPLIT_PATTERN, text)
-    return [i for piece in pieces for i in bpe_encode(piece.encode(), RANKS)]
+    return [i for piece in pieces for i in bpe(piece.encode(), RANKS)]
 
 
 # ---------------------------------------------------------------------------------------------
@@ -106,7 +92,7 @@ def test_read_text_of_no_file(tmp_path: Path) -> None:
 
 def test_byte_symbols_are_those_of_transformers() -> None:
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    symbols = byte_symbols()
+    symbols = bytes_to_unicode()
     assert sorted(symbols) == list(range(256))
     assert set(symbols.values()) == set(alphabet) and len(alphabet) == 256
 
@@ -114,12 +100,12 @@ def test_byte_symbols_are_those_of_transformers() -> None:
 @given(st.lists(st.integers(0, 2)), st.tuples(st.integers(0, 2), st.integers(0, 2)))
 def test_merge_pair_is_replace(ids: list[int], pair: tuple[int, int]) -> None:
     letters, two = "".join("abc"[i] for i in ids), "".join("abc"[i] for i in pair)
-    assert "".join("abcd"[i] for i in merge_pair(ids, pair, 3)) == letters.replace(two, "d")
+    assert "".join("abcd"[i] for i in merge(ids, pair, 3)) == letters.replace(two, "d")
 
 
 def plain_merges(word_counts: dict[bytes, int], n_merges: int) -> list[tuple[bytes, bytes]]:
     """Byte-pair encoding as the paper has it: count all pairs, merge the first, begin again."""
-    order = {bytes([b]): i for i, b in enumerate(byte_symbols())}
+    order = {bytes([b]): i for i, b in enumerate(bytes_to_unicode())}
     words = [([bytes([b]) for b in word], n) for word, n in word_counts.items()]
     merges: list[tuple[bytes, bytes]] = []
     while len(merges) < n_merges:
@@ -159,9 +145,9 @@ def test_learn_merges_is_the_plain_algorithm(words: dict[bytes, int], n_merges: 
 def test_the_halves_are_found_again(words: dict[bytes, int]) -> None:
     """What save_tokenizer relies on: a token encoded with the ranks below its own is its pair."""
     merges = plain_merges(words, 30)
-    ranks = token_ranks(make_encoding("x", [a + b for a, b in merges]))
+    ranks = mergeable_ranks(make_encoding("x", [a + b for a, b in merges]))
     for a, b in merges:
-        assert bpe_encode(a + b, ranks, below=ranks[a + b]) == [ranks[a], ranks[b]]
+        assert bpe(a + b, ranks, below=ranks[a + b]) == [ranks[a], ranks[b]]
 
 
 def test_train_bpe_is_hugging_faces_trainer(tmp_path: Path) -> None:
@@ -182,8 +168,8 @@ def test_train_bpe_is_hugging_faces_trainer(tmp_path: Path) -> None:
 def test_train_bpe_counts_over_all_texts() -> None:
     one = train_bpe(STORY, 600)
     several = train_bpe((part for part in regex.split(r"(?=\n\n)", STORY)), 600)
-    assert token_ranks(one) == token_ranks(several)
-    assert one.n_vocab == 600 and eos_id(one) == 599
+    assert mergeable_ranks(one) == mergeable_ranks(several)
+    assert one.n_vocab == 600 and eos_token_id(one) == 599
 
 
 def test_train_bpe_with_several_specials() -> None:
@@ -216,7 +202,7 @@ def test_train_bpe_refuses_specials_that_are_no_list_of_names(specials: object) 
 
 def test_special_tokens_in_a_text_are_not_special_to_the_trainer() -> None:
     tokenizer = train_bpe(f"{END_OF_TEXT} {END_OF_TEXT}" * 3, 262)
-    assert eos_id(tokenizer) not in tokenizer.encode_ordinary(END_OF_TEXT)
+    assert eos_token_id(tokenizer) not in tokenizer.encode_ordinary(END_OF_TEXT)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -254,11 +240,11 @@ def test_encoders_agree_for_any_merges(text: str, words: dict[bytes, int]) -> No
     """Few letters and many merges: overlaps, runs, and merges that compete for a letter."""
     pairs = plain_merges(words, 40)
     tokenizer = make_encoding("x", [a + b for a, b in pairs])
-    symbols = byte_symbols()
+    symbols = bytes_to_unicode()
     vocab = {symbols[b]: i for i, b in enumerate(symbols)}
     vocab |= {(a + b).decode(): 256 + i for i, (a, b) in enumerate(pairs)}
     theirs = Tokenizer(models.BPE(vocab=vocab, merges=[(a.decode(), b.decode()) for a, b in pairs]))
-    ids = bpe_encode(text.encode(), token_ranks(tokenizer))
+    ids = bpe(text.encode(), mergeable_ranks(tokenizer))
     assert ids == tokenizer.encode_ordinary(text) == theirs.encode(text).ids
 
 
@@ -266,24 +252,24 @@ def test_encoders_agree_for_any_merges(text: str, words: dict[bytes, int]) -> No
 @given(st.binary(max_size=80))
 @example(bytes(range(256)))
 def test_any_bytes_survive(data: bytes) -> None:
-    ids = bpe_encode(data, RANKS)
+    ids = bpe(data, RANKS)
     assert TINY.decode_bytes(ids) == data
     assert all(0 <= i < len(RANKS) for i in ids)
 
 
 def test_bpe_encode_with_a_limit() -> None:
-    ranks = token_ranks(make_encoding("x", [b"ab", b"abc"]))
-    assert bpe_encode(b"abc", ranks) == [257]
-    assert bpe_encode(b"abc", ranks, below=257) == [256, ranks[b"c"]]
-    assert bpe_encode(b"abc", ranks, below=256) == [ranks[b"a"], ranks[b"b"], ranks[b"c"]]
-    assert bpe_encode(b"", ranks) == []
+    ranks = mergeable_ranks(make_encoding("x", [b"ab", b"abc"]))
+    assert bpe(b"abc", ranks) == [257]
+    assert bpe(b"abc", ranks, below=257) == [256, ranks[b"c"]]
+    assert bpe(b"abc", ranks, below=256) == [ranks[b"a"], ranks[b"b"], ranks[b"c"]]
+    assert bpe(b"", ranks) == []
 
 
 @pytest.mark.parametrize("text", [END_OF_TEXT, f"a{END_OF_TEXT}b", END_OF_TEXT * 3, "<|endoftext"])
 def test_special_tokens_in_user_text_are_letters(text: str) -> None:
     ids = encode(TINY, text)
-    assert eos_id(TINY) not in ids and TINY.decode(ids) == text
-    assert encode(TINY, text, end=True) == [*ids, eos_id(TINY)]
+    assert eos_token_id(TINY) not in ids and TINY.decode(ids) == text
+    assert encode(TINY, text, end=True) == [*ids, eos_token_id(TINY)]
 
 
 @pytest.mark.parametrize(("text", "position"),
@@ -308,9 +294,9 @@ def test_encode_refuses_white_space_that_would_crash_tiktoken() -> None:
 
 
 def test_eos_id_of_a_tokenizer_without_one() -> None:
-    assert eos_id(TINY) == TINY.n_vocab - 1
+    assert eos_token_id(TINY) == TINY.n_vocab - 1
     with pytest.raises(ValueError, match="has no <.endoftext.>; its special tokens are"):
-        eos_id(make_encoding("bare", [], specials=("<pad>",)))
+        eos_token_id(make_encoding("bare", [], specials=("<pad>",)))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -321,7 +307,7 @@ def test_round_trip(tmp_path: Path) -> None:
     tokenizer = train_bpe(STORY, 700, specials=("<a>", END_OF_TEXT, "<b>"))
     save_tokenizer(tokenizer, tmp_path / "new" / "folder")
     again = load_tokenizer(tmp_path / "new" / "folder")
-    assert token_ranks(again) == token_ranks(tokenizer)
+    assert mergeable_ranks(again) == mergeable_ranks(tokenizer)
     for special in ("<a>", END_OF_TEXT, "<b>"):
         assert again.encode_single_token(special) == tokenizer.encode_single_token(special)
     save_tokenizer(again, tmp_path / "twice")
@@ -335,7 +321,7 @@ def test_a_saved_tokenizer_in_transformers(tmp_path: Path) -> None:
     for kind in (GPT2TokenizerFast, AutoTokenizer):
         theirs = kind.from_pretrained(tmp_path)
         assert len(theirs) == ours.n_vocab == 900
-        assert theirs.eos_token_id == eos_id(ours) == 899
+        assert theirs.eos_token_id == eos_token_id(ours) == 899
         for text in (STORY, *HARD):
             assert theirs(text)["input_ids"] == encode(ours, text)
 
@@ -344,7 +330,7 @@ def test_what_transformers_saves_is_loaded(tmp_path: Path) -> None:
     GPT2TokenizerFast.from_pretrained(data_path("models/tiny")).save_pretrained(tmp_path)
     if not (tmp_path / "vocab.json").is_file():
         pytest.skip("this version of transformers writes tokenizer.json only")
-    assert token_ranks(load_tokenizer(tmp_path)) == RANKS
+    assert mergeable_ranks(load_tokenizer(tmp_path)) == RANKS
 
 
 def test_the_shipped_files_are_those_that_save_writes(tmp_path: Path) -> None:
@@ -362,7 +348,7 @@ def cl100k_like() -> tiktoken.Encoding:
 
 
 def with_another_pattern() -> tiktoken.Encoding:
-    ranks = {bytes([b]): i for i, b in enumerate(byte_symbols())}
+    ranks = {bytes([b]): i for i, b in enumerate(bytes_to_unicode())}
     return tiktoken.Encoding("other", pat_str=r"(?s).", mergeable_ranks=ranks,
                              special_tokens={END_OF_TEXT: 256})
 
@@ -531,7 +517,7 @@ def test_windows_line_ends_and_a_missing_version_do_no_harm(tmp_path: Path) -> N
     lines = path.read_text(encoding="utf-8").split("\n")
     for content in ("\r\n".join(lines), "\n".join(lines[1:]), "\n".join(lines[1:-1])):
         path.write_bytes(content.encode())
-        assert token_ranks(load_tokenizer(tmp_path)) == token_ranks(tokenizer)
+        assert mergeable_ranks(load_tokenizer(tmp_path)) == mergeable_ranks(tokenizer)
 
 
 def test_a_folder_that_lacks_a_file(tmp_path: Path) -> None:
@@ -586,7 +572,7 @@ def test_tiny_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_gpt2_is_fetched_by_its_name_in_the_sources(monkeypatch: pytest.MonkeyPatch) -> None:
     files = {"gpt2-vocab": "vocab.json", "gpt2-merges": "merges.txt"}
     monkeypatch.setattr(module, "fetch", lambda name: data_path("models/tiny") / files[name])
-    assert token_ranks(load_tokenizer("gpt2")) == RANKS
+    assert mergeable_ranks(load_tokenizer("gpt2")) == RANKS
 
 
 def test_gpt2s_own_vocabulary(tmp_path: Path) -> None:
@@ -599,9 +585,9 @@ def test_gpt2s_own_vocabulary(tmp_path: Path) -> None:
         try:
             tokenizer, merges = load_tokenizer("gpt2"), module.fetch("gpt2-merges")
             verdict = read_text(module.fetch("the-verdict"))
-        except FetchError:
+        except DownloadError:
             pytest.skip("GPT-2's vocabulary is not on this machine")
-    assert tokenizer.n_vocab == 50_257 and eos_id(tokenizer) == 50_256
+    assert tokenizer.n_vocab == 50_257 and eos_token_id(tokenizer) == 50_256
     assert encode(tokenizer, "hello world") == [31373, 995]
     assert (len(verdict), len(encode(tokenizer, verdict))) == (20_479, 5_145)
     save_tokenizer(tokenizer, tmp_path)
@@ -622,9 +608,9 @@ def test_windows(n_tokens: int, T: int, stride: int) -> None:
     tokens = list(range(100, 100 + n_tokens))
     if n_tokens < T + 1:
         with pytest.raises(ValueError, match=f"has {n_tokens} tokens; .* need {T + 1}"):
-            TokenWindows(tokens, T, stride)
+            TokenDataset(tokens, T, stride)
         return
-    windows = TokenWindows(tokens, T, stride)
+    windows = TokenDataset(tokens, T, stride)
     assert len(windows) == len(range(0, n_tokens - T, stride)) == len(list(windows))
     for i, (inputs, targets) in enumerate(windows):
         assert inputs.dtype == targets.dtype == torch.int64
@@ -639,7 +625,7 @@ def test_windows(n_tokens: int, T: int, stride: int) -> None:
 @given(st.integers(2, 60), st.integers(1, 12))
 def test_each_token_is_a_target_once_where_the_stride_is_the_length(n_tokens: int, T: int) -> None:
     if n_tokens > T:
-        windows = TokenWindows(list(range(n_tokens)), T)
+        windows = TokenDataset(list(range(n_tokens)), T)
         seen = [i for _, targets in windows for i in targets.tolist()]
         assert seen == list(range(1, len(seen) + 1))
         assert n_tokens - 1 - len(seen) < T                    # what is left fills no window
@@ -648,18 +634,18 @@ def test_each_token_is_a_target_once_where_the_stride_is_the_length(n_tokens: in
 @pytest.mark.parametrize(("T", "stride"), [(0, None), (-3, 1), (4, 0), (4, -1)])
 def test_windows_refuse_sizes_below_one(T: int, stride: int | None) -> None:
     with pytest.raises(ValueError, match="must be at least 1"):
-        TokenWindows(list(range(20)), T, stride)
+        TokenDataset(list(range(20)), T, stride)
 
 
 @pytest.mark.parametrize("tokens", [torch.zeros(9, 2), np.zeros((9, 2), np.uint16)])
 def test_windows_refuse_a_table(tokens: torch.Tensor | np.ndarray) -> None:
     with pytest.raises(ValueError, match=r"flat sequence of ids, not of shape \(9, 2\)"):
-        TokenWindows(tokens, 4)
+        TokenDataset(tokens, 4)
 
 
 def test_windows_of_an_empty_text() -> None:
     with pytest.raises(ValueError, match="has 0 tokens"):
-        TokenWindows([], 4)
+        TokenDataset([], 4)
 
 
 def test_windows_of_every_kind_of_tokens(tmp_path: Path) -> None:
@@ -669,10 +655,10 @@ def test_windows_of_every_kind_of_tokens(tmp_path: Path) -> None:
     mapped = np.memmap(tmp_path / "tokens.bin", dtype=np.uint16, mode="r")
     for kind in (tokens, tuple(tokens), array, mapped, torch.tensor(tokens),
                  torch.tensor(tokens, dtype=torch.int32)):
-        inputs, targets = TokenWindows(kind, 3)[1]
+        inputs, targets = TokenDataset(kind, 3)[1]
         assert inputs.dtype == targets.dtype == torch.int64
         assert inputs.tolist() == [0, 40_000, 1] and targets.tolist() == [40_000, 1, 2]
-    inputs, _ = next(iter(make_loader(mapped, context_length=3, batch_size=2, shuffle=False)))
+    inputs, _ = next(iter(make_dataloader(mapped, context_length=3, batch_size=2, shuffle=False)))
     inputs.add_(1)                                             # a batch is the reader's to change
     assert mapped.tolist() == tokens
 
@@ -685,7 +671,7 @@ def epoch(loader: torch.utils.data.DataLoader) -> list[list[int]]:
 @given(st.integers(0, 2**40), st.integers(1, 7))
 def test_the_order_depends_on_the_seed_only(seed: int, batch_size: int) -> None:
     def two_epochs() -> list[list[list[int]]]:
-        loader = make_loader(range(300), context_length=5, batch_size=batch_size, seed=seed)
+        loader = make_dataloader(range(300), context_length=5, batch_size=batch_size, seed=seed)
         orders = []
         for _ in range(2):
             torch.rand(random.randrange(1, 9))                 # others draw numbers too
@@ -698,24 +684,24 @@ def test_the_order_depends_on_the_seed_only(seed: int, batch_size: int) -> None:
     assert two_epochs() == [first, second]
     assert first != second and sorted(first) == sorted(second)
     before = torch.get_rng_state()
-    epoch(make_loader(range(300), context_length=5, batch_size=batch_size, seed=seed))
+    epoch(make_dataloader(range(300), context_length=5, batch_size=batch_size, seed=seed))
     assert torch.equal(torch.get_rng_state(), before)          # and it disturbs nobody
 
 
 def test_seeds_differ_and_order_can_be_kept() -> None:
-    orders = [epoch(make_loader(range(300), context_length=5, batch_size=4, seed=seed))
+    orders = [epoch(make_dataloader(range(300), context_length=5, batch_size=4, seed=seed))
               for seed in (0, 1)]
     assert orders[0] != orders[1]
-    kept = make_loader(range(300), context_length=5, batch_size=4, shuffle=False)
+    kept = make_dataloader(range(300), context_length=5, batch_size=4, shuffle=False)
     assert epoch(kept) == sorted(orders[0])
 
 
 def test_batches() -> None:
-    loader = make_loader(range(51), context_length=5, batch_size=4)
+    loader = make_dataloader(range(51), context_length=5, batch_size=4)
     assert [tuple(inputs.shape) for inputs, _ in loader] == [(4, 5), (4, 5), (2, 5)]
-    whole = make_loader(range(51), context_length=5, batch_size=4, drop_last=True)
+    whole = make_dataloader(range(51), context_length=5, batch_size=4, drop_last=True)
     assert [tuple(targets.shape) for _, targets in whole] == [(4, 5), (4, 5)]
-    overlapping = make_loader(range(51), context_length=5, batch_size=4, stride=1)
+    overlapping = make_dataloader(range(51), context_length=5, batch_size=4, stride=1)
     assert sum(len(inputs) for inputs, _ in overlapping) == 46
 
 
@@ -729,4 +715,4 @@ def test_batches() -> None:
 ])
 def test_make_loader_refuses(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        make_loader(range(20), **({"context_length": 6} | options))
+        make_dataloader(range(20), **({"context_length": 6} | options))

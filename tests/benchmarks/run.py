@@ -28,26 +28,15 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from helpers.gpt import (
-    GPT,
-    GPT2_SIZES,
-    GPTConfig,
-    flops_per_token,
-    generate,
-    prepare_for_writing,
-)
-from helpers.pretraining import (
-    lm_loss,
-    load_pretrained,
-    make_optimizer,
-    save_pretrained,
-    train_step,
-)
-from helpers.text import load_tokenizer
+from helpers.generation import generate, optimize_for_inference
+from helpers.gpt import GPT, GPT2_CONFIGS, GPTConfig, flops_per_token
+from helpers.pretrained import load_pretrained, save_pretrained
+from helpers.training import configure_optimizer, lm_loss, train_step
+from helpers.tokenizer import load_tokenizer
 
 SHAPES = {
     "tiny": GPTConfig(vocab_size=8192, context_length=256, n_embd=256, n_head=4, n_layer=6),
-    "124M": GPT2_SIZES["gpt2"],
+    "124M": GPT2_CONFIGS["gpt2"],
 }
 BATCH = {"tiny": 8, "124M": 2}           # of 256 tokens
 T, PROMPT = 256, 10
@@ -95,7 +84,7 @@ def training(who: str, shape: str, precision: str, compiled: bool) -> dict:
     config, B = SHAPES[shape], BATCH[shape]
     torch.manual_seed(0)
     model = (GPT(config) if who == "ours" else theirs(config)).train()
-    optimizer = make_optimizer(model, 1e-4)
+    optimizer = configure_optimizer(model, 1e-4)
     running = torch.compile(model) if compiled else model
     tokens = torch.randint(0, config.vocab_size, (B, T + 1))
     batch = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
@@ -115,13 +104,13 @@ def training(who: str, shape: str, precision: str, compiled: bool) -> dict:
 def generation(who: str, shape: str, precision: str, n_new: int, cached: bool) -> dict:
     """New tokens a second after a prompt of ten, greedily, with weights of the precision.
 
-    "prepared" and "compiled" are ours after `prepare_for_writing`, without and with `compile`.
+    "prepared" and "compiled" are ours after `optimize_for_inference`, without and with `compile`.
     """
     config = SHAPES[shape]
     torch.manual_seed(0)
     model = (theirs(config) if who == "transformers" else GPT(config)).to(DTYPES[precision]).eval()
     if who in ("prepared", "compiled"):
-        prepare_for_writing(model, compile=who == "compiled")
+        optimize_for_inference(model, compile=who == "compiled")
     prompt = torch.randint(0, config.vocab_size, (1, PROMPT))
 
     def ours_writes() -> int:
@@ -259,7 +248,7 @@ def main() -> int:
     if "loading" in wanted:
         with tempfile.TemporaryDirectory() as folder:
             torch.manual_seed(0)
-            config = replace(SHAPES["124M"], bos_id=8191, eos_id=8191)   # the tokenizer is small
+            config = replace(SHAPES["124M"], bos_token_id=8191, eos_token_id=8191)   # the tokenizer is small
             save_pretrained(GPT(config), load_tokenizer("tiny"), Path(folder))
             found = {who: [measure("loading", who, folder) for _ in range(options.rounds)]
                      for who in ("ours", "transformers")}

@@ -27,7 +27,7 @@ def count(config, *, head=None, positions=True, qkv_bias=None, last=True):
     V, C, L = config.vocab_size, config.n_embd, config.n_layer
     n = V * C + (config.context_length * C if positions else 0) + L * (12 * C**2 + 13 * C)
     n += 2 * C if last else 0
-    n += V * C if (not config.tie_embeddings if head is None else head) else 0
+    n += V * C if (not config.tie_word_embeddings if head is None else head) else 0
     return n - (0 if (config.qkv_bias if qkv_bias is None else qkv_bias) else 3 * C * L)
 
 
@@ -68,19 +68,19 @@ def in_place(block, x):
 
 
 def copy_table(model):
-    model.head.weight = nn.Parameter(model.token_embedding.weight.detach().clone())
+    model.lm_head.weight = nn.Parameter(model.token_embedding.weight.detach().clone())
 
 
 def copy_values(model):
-    model.head.weight.data.copy_(model.token_embedding.weight.data)
+    model.lm_head.weight.data.copy_(model.token_embedding.weight.data)
 
 
 def share_memory(model):
-    model.head.weight.data = model.token_embedding.weight.data
+    model.lm_head.weight.data = model.token_embedding.weight.data
 
 
 def other_way(model):
-    model.token_embedding.weight = model.head.weight
+    model.token_embedding.weight = model.lm_head.weight
 
 
 def nothing(model):

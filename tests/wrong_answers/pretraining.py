@@ -157,7 +157,7 @@ def tables_with_vectors(model, decay):
 
 def head_twice(model, decay):
     found = groups(model, decay)
-    found[0]["params"].append(model.head.weight)
+    found[0]["params"].append(model.lm_head.weight)
     return found
 
 
@@ -199,7 +199,7 @@ WRONG = [
     ("check_step", lambda *a: step(*a, divide="means"), "mean of the batches' means"),
     ("check_step", lambda *a: step(*a, divide="own"), "are added up"),
     ("check_step", lambda *a: step(*a, divide="none"), "that of the sum"),
-    ("check_step", lambda *a: step(*a, divide="sizes"), "IGNORE are counted"),
+    ("check_step", lambda *a: step(*a, divide="sizes"), "IGNORE_INDEX are counted"),
     ("check_step", lambda *a: step(*a, between=True), "only the last batch"),
     ("check_step", lambda *a: step(*a, divide="own", each=True), "a step for each batch"),
     ("check_step", lambda *a: step(*a, returns="of means"), "weights are right"),

@@ -1,0 +1,97 @@
+"""Checks for the exercises: each takes your answer and says what is right or wrong with it.
+
+A check looks at shape, dtype, properties and values, in that order, and names the likely mistake.
+An unanswered starter is told so and fails nothing. The answers are in `notebooks/solutions/`.
+One module holds the checks of one chapter.
+"""
+
+from helpers.checks._core import CheckFailed, is_unanswered
+from helpers.checks.attention import (
+    check_attention,
+    check_causal_mask,
+    check_grouped_attention,
+    check_join_heads,
+    check_peek,
+    check_split_heads,
+)
+from helpers.checks.gpt import (
+    check_layer_norm,
+    check_own_generate,
+    check_parallel_block,
+    check_parameter_count,
+    check_tied,
+)
+from helpers.checks.overview import (
+    check_back_off,
+    check_mean_surprise,
+    check_my_filter,
+    check_order_of_half,
+    check_training_days,
+)
+from helpers.checks.pretraining import (
+    check_groups,
+    check_perplexity,
+    check_schedule,
+    check_step,
+    check_top_p,
+)
+from helpers.checks.pytorch import (
+    check_distances,
+    check_division,
+    check_log_sum_exp,
+    check_numeric_gradient,
+    check_training_step,
+)
+from helpers.checks.scaling import (
+    check_budget,
+    check_exact_orthogonal,
+    check_joint_gradient,
+    check_share,
+)
+from helpers.checks.text import (
+    check_all_windows,
+    check_bytes_per_token,
+    check_rotate,
+    check_split_pattern,
+    check_stream,
+)
+
+__all__ = [
+    "CheckFailed",
+    "check_all_windows",
+    "check_attention",
+    "check_back_off",
+    "check_budget",
+    "check_bytes_per_token",
+    "check_causal_mask",
+    "check_distances",
+    "check_division",
+    "check_exact_orthogonal",
+    "check_grouped_attention",
+    "check_groups",
+    "check_join_heads",
+    "check_joint_gradient",
+    "check_layer_norm",
+    "check_log_sum_exp",
+    "check_mean_surprise",
+    "check_my_filter",
+    "check_numeric_gradient",
+    "check_order_of_half",
+    "check_own_generate",
+    "check_parallel_block",
+    "check_parameter_count",
+    "check_peek",
+    "check_perplexity",
+    "check_rotate",
+    "check_schedule",
+    "check_share",
+    "check_split_heads",
+    "check_split_pattern",
+    "check_step",
+    "check_stream",
+    "check_tied",
+    "check_top_p",
+    "check_training_days",
+    "check_training_step",
+    "is_unanswered",
+]
