@@ -1,10 +1,12 @@
-"""The Colab set-up cell and badge of every notebook, stamped from one address.
+"""The Colab badge and set-up cell of every notebook, stamped from one address.
 
     python -m helpers.colab                          stamp the notebooks
     python -m helpers.colab --check                  fail where a notebook has another stamp
     python -m helpers.colab https://github.com/you/your-fork      set the address, then stamp
 
-The address stands in `pyproject.toml`, under `[project.urls]`, and nowhere else.
+The address stands in `pyproject.toml`, under `[project.urls]`, and nowhere else. While there is
+none, the notebooks carry no badge, and the set-up cell says on Colab what to do. The workflow of a
+repository on GitHub, a fork's too, stamps its own address on its default branch.
 """
 
 from __future__ import annotations
@@ -25,11 +27,17 @@ import os
 import subprocess
 import sys
 
+repository = "{repository}"
 if "COLAB_RELEASE_TAG" in os.environ and importlib.util.find_spec("helpers") is None:
-    repository = "{repository}"
+    if not repository:
+        raise SystemExit("Put the address of the series, https://github.com/OWNER/NAME, between "
+                         "the quotes after `repository =` above, and run this cell again.")
     folder = os.path.abspath(repository.rsplit("/", 1)[1])
     if not os.path.isdir(folder):
-        subprocess.run(["git", "clone", "-q", "--depth", "1", repository, folder], check=True)
+        done = subprocess.run(["git", "clone", "-q", "--depth", "1", repository, folder],
+                              capture_output=True, text=True)
+        if done.returncode:
+            raise SystemExit(f"{repository} could not be fetched: {done.stderr.strip()}")
     needed = ["huggingface_hub", "pandas", "pooch", "requests", "safetensors", "tiktoken", "tqdm"]
     if missing := [name for name in needed if importlib.util.find_spec(name) is None]:
         subprocess.run([sys.executable, "-m", "pip", "install", "-q", *missing], check=True)
@@ -40,14 +48,14 @@ BADGE = "https://colab.research.google.com/assets/colab-badge.svg"
 
 
 def repository(root: Path) -> str:
-    """The address in `pyproject.toml`.
+    """The address in `pyproject.toml`, or "" where none has been set.
 
     Raises:
         ValueError: it is not of the form https://github.com/OWNER/NAME.
     """
     text = (root / "pyproject.toml").read_text(encoding="utf-8")
-    url = tomllib.loads(text)["project"]["urls"]["Repository"]
-    return _checked(url)
+    url = tomllib.loads(text)["project"].get("urls", {}).get("Repository", "")
+    return _checked(url) if url else ""
 
 
 def _checked(url: str) -> str:
@@ -60,7 +68,8 @@ def set_repository(root: Path, url: str) -> None:
     """Put another address into `pyproject.toml`; ValueError if it is none."""
     path, url = root / "pyproject.toml", _checked(url)
     text = path.read_text(encoding="utf-8")
-    text = re.sub(r'^Repository = ".*"$', f'Repository = "{url}"', text, flags=re.MULTILINE)
+    text = re.sub(r'^(# )?Repository = ".*"$', f'Repository = "{url}"', text, flags=re.MULTILINE)
+    text = re.sub(r"^# \[project\.urls\]$", "[project.urls]", text, flags=re.MULTILINE)
     path.write_text(text, encoding="utf-8", newline="\n")
 
 
@@ -77,7 +86,7 @@ def badge(url: str, notebook: str) -> str:
 
 
 def stamped(content: dict, url: str, notebook: str) -> dict:
-    """The notebook with badge and set-up cell as they should be.
+    """The notebook with badge (where there is an address) and collapsed set-up cell.
 
     Raises:
         ValueError: it has no cell that begins with `# On Colab`, or no first Markdown cell.
@@ -91,7 +100,8 @@ def stamped(content: dict, url: str, notebook: str) -> dict:
         lines = lines[1:]
     while lines and not lines[0].strip():
         lines = lines[1:]
-    first["source"] = "\n".join([badge(url, notebook), "", *lines]).splitlines(keepends=True)
+    top = [badge(url, notebook), ""] if url else []
+    first["source"] = "\n".join([*top, *lines]).splitlines(keepends=True)
     setups = [c for c in content["cells"] if c["cell_type"] == "code"
               and "".join(c["source"]).startswith("# On Colab")]
     if len(setups) != 1:
@@ -99,6 +109,7 @@ def stamped(content: dict, url: str, notebook: str) -> dict:
                          f"found {len(setups)}.")
     source = SETUP_CELL.replace("{repository}", url).rstrip("\n")
     setups[0]["source"] = source.splitlines(keepends=True)
+    setups[0]["metadata"] = setups[0].get("metadata", {}) | {"jupyter": {"source_hidden": True}}
     return content
 
 

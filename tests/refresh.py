@@ -6,7 +6,7 @@
 
 Each notebook runs top to bottom in a fresh kernel, in its own folder, on the CPU, with the
 default source and base. It is written only after its last cell has run: the first error stops
-the run and leaves that notebook as it was. At the end all modules are exported.
+the run and leaves that notebook as it was. At the end of a run of all, all modules are exported.
 """
 
 from __future__ import annotations
@@ -31,14 +31,23 @@ from PIL import Image, UnidentifiedImageError  # matplotlib brings it
 ROOT = Path(__file__).resolve().parents[1]
 
 # The same in every notebook, so that neither the version of Python nor the name that somebody
-# gave a kernel shows up as a change.
+# gave a kernel shows up as a change; complete, in JupyterLab's own form, so that a notebook is
+# not marked as changed as soon as it is opened.
 METADATA = {
     "kernelspec": {
         "display_name": "Python 3 (ipykernel)",
         "language": "python",
         "name": "python3",
     },
-    "language_info": {"name": "python"},
+    "language_info": {
+        "codemirror_mode": {"name": "ipython", "version": 3},
+        "file_extension": ".py",
+        "mimetype": "text/x-python",
+        "name": "python",
+        "nbconvert_exporter": "python",
+        "pygments_lexer": "ipython3",
+        "version": "3.11.7",
+    },
 }
 
 # These choose another source, base or judge, so no stored output may depend on them.
@@ -58,17 +67,21 @@ class RefreshError(Exception):
 def clean(notebook: NotebookNode, root: Path = ROOT) -> NotebookNode:
     """Remove from a notebook what is not content, in place, and return it.
 
-    Kept are sources, cell ids, tags, execution counts, and outputs as text or pictures.
+    Kept are sources, cell ids, tags, execution counts, outputs as text or pictures, and which
+    cells are collapsed.
     Example: cleaning twice gives what cleaning once gives.
     """
     notebook["metadata"] = nbformat.from_dict(METADATA)
     for cell in notebook["cells"]:
         tags = cell["metadata"].get("tags", [])
-        cell["metadata"] = nbformat.from_dict({"tags": tags} if tags else {})
+        kept = {"tags": tags} if tags else {}
+        if cell["metadata"].get("jupyter", {}).get("source_hidden"):
+            kept["jupyter"] = {"source_hidden": True}
+        cell["metadata"] = nbformat.from_dict(kept)
         if cell["cell_type"] == "code":
-            kept = [output for output in cell["outputs"] if not _is_widget(output)]
+            shown = [output for output in cell["outputs"] if not _is_widget(output)]
             # Joined before they are cleaned: a progress bar arrives in many pieces.
-            cleaned = [_clean_output(output, root) for output in _merge_streams(kept)]
+            cleaned = [_clean_output(output, root) for output in _merge_streams(shown)]
             cell["outputs"] = [output for output in cleaned if output]
     return notebook
 
@@ -239,7 +252,7 @@ def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> int:
         state = "changed" if changed else "unchanged"
         name = path.relative_to(root).as_posix()
         print(f"{name}: {state}, {time.perf_counter() - start:.0f} s", flush=True)
-    if options.clean:
+    if options.clean or options.notebooks:      # a chapter that ran has exported itself
         return 0
     return subprocess.run([sys.executable, "-m", "helpers.export"], cwd=root).returncode
 

@@ -26,9 +26,12 @@ cells = [c for c in json.load(open(NOTEBOOK, encoding="utf-8"))["cells"]
          if c["cell_type"] == "code"]
 for cell in cells[:LIMIT]:
     exec(compile("".join(cell["source"]), cell["id"], "exec"), globals())
-import helpers.text
-print(helpers.text.__file__)
+import helpers
+print(helpers.__file__)
 """
+
+
+ADDRESS = "https://github.com/somebody/gpt-from-tensors"
 
 
 def environment(origin: Path) -> dict[str, str]:
@@ -36,22 +39,40 @@ def environment(origin: Path) -> dict[str, str]:
     return os.environ | {
         "COLAB_RELEASE_TAG": "release-colab", "GIT_CONFIG_COUNT": "1",
         "GIT_CONFIG_KEY_0": f"url.{origin.as_uri()}.insteadOf",
-        "GIT_CONFIG_VALUE_0": colab.repository(ROOT), "PYTHONPATH": "",
+        "GIT_CONFIG_VALUE_0": ADDRESS, "PYTHONPATH": "",
     }
+
+
+def run_lone(notebook: Path, limit: int, variables: dict) -> subprocess.CompletedProcess:
+    script = (RUNNER.replace("CHECKOUT", repr(str(ROOT))).replace("NOTEBOOK", repr(str(notebook)))
+              .replace("LIMIT", str(limit)))
+    return subprocess.run([sys.executable, "-c", script], cwd=notebook.parent, capture_output=True,
+                          text=True, env=variables, timeout=300)
 
 
 @pytest.mark.parametrize(("name", "limit"), [("02_text.ipynb", 12), ("04_gpt.ipynb", 8)])
 def test_a_lone_notebook_runs(checkout: Path, tmp_path: Path, name: str, limit: int) -> None:
+    assert colab.main([ADDRESS], root=checkout) == 0          # as the workflow stamps it
     lone = tmp_path / "content"
     lone.mkdir()
-    notebook = shutil.copy2(ROOT / "notebooks" / name, lone / name)
-    script = (RUNNER.replace("CHECKOUT", repr(str(ROOT))).replace("NOTEBOOK", repr(str(notebook)))
-              .replace("LIMIT", str(limit)))
+    notebook = Path(shutil.copy2(checkout / "notebooks" / name, lone / name))
     for _ in range(2):                      # and again, as after a restart of the kernel
-        run = subprocess.run([sys.executable, "-c", script], cwd=lone, capture_output=True,
-                             text=True, env=environment(checkout), timeout=300)
+        run = run_lone(notebook, limit, environment(checkout))
         assert run.returncode == 0, run.stderr[-2000:]
         assert str(lone) in run.stdout.splitlines()[-1]
+
+
+@pytest.mark.parametrize(("url", "message"), [
+    ("", "Put the address of the series"), (ADDRESS, "could not be fetched: ")])
+def test_what_is_wrong_on_colab_is_said_in_a_sentence(tmp_path: Path, url: str,
+                                                      message: str) -> None:
+    cells = [{"cell_type": "markdown", "source": ["# t"]},
+             {"cell_type": "code", "id": "setup", "source": ["# On Colab"]}]
+    notebook = tmp_path / "lone.ipynb"
+    notebook.write_text(json.dumps(colab.stamped({"cells": cells}, url, "lone.ipynb")))
+    run = run_lone(notebook, 1, environment(tmp_path / "nowhere"))
+    assert run.returncode == 1 and message in run.stderr
+    assert "Traceback" not in run.stderr
 
 
 def test_elsewhere_the_cell_does_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,18 +87,28 @@ def test_all_notebooks_carry_the_stamp(capsys: pytest.CaptureFixture[str]) -> No
     assert colab.main(["--check"]) == 0, capsys.readouterr().out
 
 
-def test_a_fork_sets_its_address_once(tmp_path: Path) -> None:
+def test_a_repository_sets_its_address_once(tmp_path: Path) -> None:
     (tmp_path / "notebooks").mkdir()
     shutil.copy2(ROOT / "pyproject.toml", tmp_path)
     target = tmp_path / "notebooks" / NOTEBOOKS[0].name
     shutil.copy2(NOTEBOOKS[0], target)
-    old = colab.repository(ROOT)
-    assert colab.main(["https://github.com/somebody/a-fork"], root=tmp_path) == 0
-    assert colab.main(["--check"], root=tmp_path) == 0
-    text = target.read_text(encoding="utf-8") + (tmp_path / "pyproject.toml").read_text("utf-8")
-    assert old not in text and text.count("somebody/a-fork") >= 3
-    cells = json.loads(target.read_text(encoding="utf-8"))["cells"]
-    assert "somebody/a-fork/blob/main/notebooks/" in "".join(cells[0]["source"])
+    for url in (ADDRESS, "https://github.com/somebody/a-fork"):
+        assert colab.main([url], root=tmp_path) == 0
+        assert colab.main(["--check"], root=tmp_path) == 0
+        assert colab.repository(tmp_path) == url
+        cells = json.loads(target.read_text(encoding="utf-8"))["cells"]
+        assert f"{url[19:]}/blob/main/notebooks/" in "".join(cells[0]["source"])
+        setup = next(c for c in cells if c["cell_type"] == "code")
+        assert f'repository = "{url}"' in "".join(setup["source"])
+        assert setup["metadata"]["jupyter"]["source_hidden"]
+    assert ADDRESS not in target.read_text(encoding="utf-8")
+
+
+def test_without_an_address_there_is_no_badge(tmp_path: Path) -> None:
+    cells = [{"cell_type": "markdown", "source": ["[![Open in Colab](x)](y)\n", "\n", "# t"]},
+             {"cell_type": "code", "source": ["# On Colab"]}]
+    made = colab.stamped({"cells": cells}, "", "x.ipynb")["cells"]
+    assert "".join(made[0]["source"]) == "# t" and 'repository = ""' in "".join(made[1]["source"])
 
 
 @pytest.mark.parametrize("url", ["http://github.com/a/b", "github.com/a/b", "https://example.com/a/b"])

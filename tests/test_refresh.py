@@ -51,11 +51,13 @@ def test_clean_removes_volatile_metadata() -> None:
         "tags": ["nbval-ignore-output"],
         "execution": {"iopub.execute_input": "now"},
         "collapsed": True,
-        "jupyter": {"outputs_hidden": True},
+        "jupyter": {"outputs_hidden": True, "source_hidden": True},
     }
     refresh.clean(notebook)
     assert notebook.metadata == refresh.METADATA
-    assert notebook.cells[0].metadata == {"tags": ["nbval-ignore-output"]}
+    assert notebook.cells[0].metadata == {
+        "tags": ["nbval-ignore-output"], "jupyter": {"source_hidden": True}
+    }
     assert notebook.cells[0].id == "x"
 
 
