@@ -8,17 +8,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["attend_by_table", "table_is_faster", "KVCache", "CausalSelfAttention"]
+__all__ = ["naive_attention", "prefer_naive_attention", "KVCache", "CausalSelfAttention"]
 
 
 # cell attend-by-table of notebooks/03_attention.ipynb
-def attend_by_table(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def naive_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Causal attention written out, with its table of shares: (..., T, hs) each, and as the result.
 
     Vaswani et al. 2017 (arXiv:1706.03762), equation 1.
 
     Example:
-        >>> attend_by_table(torch.zeros(2, 1), torch.zeros(2, 1), torch.tensor([[2.0], [4.0]]))
+        >>> naive_attention(torch.zeros(2, 1), torch.zeros(2, 1), torch.tensor([[2.0], [4.0]]))
         tensor([[2.],
                 [3.]])
     """
@@ -28,14 +28,14 @@ def attend_by_table(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 # cell table-is-faster of notebooks/03_attention.ipynb
-def table_is_faster(q: Tensor) -> bool:
-    """Whether `attend_by_table` is the faster form to train with, for queries (B, nh, T, hs).
+def prefer_naive_attention(q: Tensor) -> bool:
+    """Whether `naive_attention` is the faster form to train with, for queries (B, nh, T, hs).
 
     Measured on a server CPU with bfloat16 instructions, at T = 256; the limit of 512 tokens keeps
     the table small.
 
     Example:
-        >>> table_is_faster(torch.zeros(1, 2, 8, 4, dtype=torch.bfloat16, requires_grad=True))
+        >>> prefer_naive_attention(torch.zeros(1, 2, 8, 4, dtype=torch.bfloat16, requires_grad=True))
         True
     """
     return (q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.requires_grad
@@ -53,9 +53,9 @@ class KVCache:
         dtype, device: of the buffers; those of the model's weights.
 
     Example:
-        >>> cache = KVCache(1, 2, 8, 4)
-        >>> keys, values = cache.append(torch.ones(1, 2, 3, 4), torch.ones(1, 2, 3, 4))
-        >>> cache.length, keys.shape
+        >>> kv_cache = KVCache(1, 2, 8, 4)
+        >>> keys, values = kv_cache.update(torch.ones(1, 2, 3, 4), torch.ones(1, 2, 3, 4))
+        >>> kv_cache.seq_len, keys.shape
         (3, torch.Size([1, 2, 3, 4]))
     """
 
@@ -65,9 +65,9 @@ class KVCache:
         shape = (batch_size, n_head, context_length, head_size)
         self.keys = torch.zeros(shape, dtype=dtype, device=device)
         self.values = torch.zeros_like(self.keys)
-        self.length = 0                            # tokens held so far
+        self.seq_len = 0                            # tokens held so far
 
-    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    def update(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Add the keys and values (B, nh, T, hs) of new tokens; return all, (B, nh, length, hs).
 
         Raises:
@@ -78,12 +78,12 @@ class KVCache:
             raise ValueError(f"The cache was made for (B, nh, T, hs) = ({B}, {nh}, up to {room}, "
                              f"{hs}), but the keys are {tuple(keys.shape)} and the values "
                              f"{tuple(values.shape)}.")
-        end = self.length + keys.shape[2]
+        end = self.seq_len + keys.shape[2]
         if end > room:
             raise ValueError(f"The cache holds up to {room} tokens; {end} were asked for.")
-        self.keys[:, :, self.length:end] = keys
-        self.values[:, :, self.length:end] = values
-        self.length = end
+        self.keys[:, :, self.seq_len:end] = keys
+        self.values[:, :, self.seq_len:end] = values
+        self.seq_len = end
         return self.keys[:, :, :end], self.values[:, :, :end]
 
 
@@ -116,16 +116,16 @@ class CausalSelfAttention(nn.Module):
                              f"got n_embd {n_embd} and n_head {n_head}.")
         self.n_head, self.dropout = n_head, dropout
         self.qkv = nn.Linear(n_embd, 3 * n_embd, bias=qkv_bias)
-        self.projection = nn.Linear(n_embd, n_embd)
-        self.output_dropout = nn.Dropout(dropout)
+        self.output_projection = nn.Linear(n_embd, n_embd)
+        self.residual_dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, cache: KVCache | None = None,
+    def forward(self, x: Tensor, kv_cache: KVCache | None = None,
                 mask: Tensor | None = None) -> Tensor:
         """Mix each position with those before it.
 
         Args:
             x: (B, T, C).
-            cache: keys and values of earlier tokens, to which those of `x` are added.
+            kv_cache: keys and values of earlier tokens, to which those of `x` are added.
             mask: bool (B, 1, T, S), True where looking is allowed, S counting the cached tokens
                 too; it replaces the causal mask, which is made here unless it is given.
 
@@ -135,16 +135,16 @@ class CausalSelfAttention(nn.Module):
         B, T, C = x.shape
         q, k, v = (part.view(B, T, self.n_head, C // self.n_head).transpose(1, 2)
                    for part in self.qkv(x).split(C, dim=-1))      # (B, nh, T, hs) each
-        past = 0 if cache is None else cache.length
-        if cache is not None:
-            k, v = cache.append(k, v)                             # (B, nh, past + T, hs)
+        past = 0 if kv_cache is None else kv_cache.seq_len
+        if kv_cache is not None:
+            k, v = kv_cache.update(k, v)                             # (B, nh, past + T, hs)
         if mask is None and past and T > 1:
             mask = torch.ones(T, past + T, dtype=torch.bool, device=x.device).tril(past)
         dropout = self.dropout if self.training else 0.0
-        if mask is None and not dropout and not past and table_is_faster(q):
-            y = attend_by_table(q, k, v)                          # (B, nh, T, hs)
+        if mask is None and not dropout and not past and prefer_naive_attention(q):
+            y = naive_attention(q, k, v)                          # (B, nh, T, hs)
         else:
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout,
                                                is_causal=mask is None and T > 1)
         y = y.transpose(1, 2).reshape(B, T, C)                    # (B, T, C)
-        return self.output_dropout(self.projection(y))
+        return self.residual_dropout(self.output_projection(y))

@@ -20,27 +20,28 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from helpers.gpt import GPT, GPTConfig, init_weights
-from helpers.pretraining import evaluating, load_pretrained, replacing, save_pretrained, to_device
-from helpers.text import encode, eos_id
+from helpers.pretrained import load_pretrained, save_pretrained
+from helpers.tokenizer import encode, eos_token_id
+from helpers.training import atomic_write, eval_mode, to_device
 
 __all__ = [
     "LABELS",
     "read_messages",
-    "message_key",
-    "remove_repeats",
-    "balance",
-    "split",
+    "dedup_key",
+    "drop_duplicates",
+    "undersample",
+    "stratified_split",
     "encode_message",
     "SpamDataset",
     "pad_batch",
-    "collate",
-    "message_loader",
-    "Classifier",
+    "collate_messages",
+    "message_dataloader",
+    "GPTForSequenceClassification",
     "classification_loss",
     "confusion_matrix",
-    "scores",
+    "classification_metrics",
     "evaluate",
-    "classify",
+    "predict",
     "save_classifier",
     "load_classifier",
 ]
@@ -98,13 +99,13 @@ def read_messages(path: str | Path, labels: Sequence[str] = LABELS) -> pd.DataFr
 
 
 # cell message-key of notebooks/06_spam_classification.ipynb
-def message_key(text: str) -> str:
+def dedup_key(text: str) -> str:
     """What two messages share that are the same but for case, digits, spaces and punctuation.
 
     A message without any letter is its own key.
 
     Example:
-        >>> message_key("WIN £500! Call 07700 900111") == message_key("win £900, call 07700 900222")
+        >>> dedup_key("WIN £500! Call 07700 900111") == dedup_key("win £900, call 07700 900222")
         True
     """
     letters = re.findall(r"[^\W\d_]+", text.casefold())
@@ -112,24 +113,24 @@ def message_key(text: str) -> str:
 
 
 # cell remove-repeats of notebooks/06_spam_classification.ipynb
-def remove_repeats(frame: pd.DataFrame) -> pd.DataFrame:
-    """Keep the first of the messages that share a `message_key`; none of those with two labels.
+def drop_duplicates(frame: pd.DataFrame) -> pd.DataFrame:
+    """Keep the first of the messages that share a `dedup_key`; none of those with two labels.
 
     Where copies of one message carry different labels, one of them is wrong, and nobody knows
     which: all copies go.
 
     Example:
         >>> frame = pd.DataFrame({"label": ["ham", "ham"], "text": ["Ok.", "OK"]})
-        >>> len(remove_repeats(frame))
+        >>> len(drop_duplicates(frame))
         1
     """
-    keys = frame["text"].map(message_key)
+    keys = frame["text"].map(dedup_key)
     disputed = frame["label"].groupby(keys).transform("nunique") > 1
     return frame[~disputed & ~keys.duplicated()].reset_index(drop=True)
 
 
 # cell balance of notebooks/06_spam_classification.ipynb
-def balance(frame: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
+def undersample(frame: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     """As many messages of each label as the rarest has, drawn at random, in their old order.
 
     Raises:
@@ -137,7 +138,7 @@ def balance(frame: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
 
     Example:
         >>> frame = pd.DataFrame({"label": ["ham", "ham", "spam"], "text": ["a", "b", "c"]})
-        >>> balance(frame)["label"].tolist()
+        >>> undersample(frame)["label"].tolist()
         ['ham', 'spam']
     """
     labels = frame["label"].to_numpy()
@@ -154,7 +155,7 @@ def balance(frame: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
 
 
 # cell split of notebooks/06_spam_classification.ipynb
-def split(frame: pd.DataFrame, fractions: Sequence[float] = (0.7, 0.1, 0.2),
+def stratified_split(frame: pd.DataFrame, fractions: Sequence[float] = (0.7, 0.1, 0.2),
           seed: int = 0) -> list[pd.DataFrame]:
     """Draw parts at random, each with the same mixture of labels, and no message in two of them.
 
@@ -167,15 +168,15 @@ def split(frame: pd.DataFrame, fractions: Sequence[float] = (0.7, 0.1, 0.2),
 
     Example:
         >>> frame = pd.DataFrame({"label": ["ham", "spam"] * 2, "text": ["a", "b", "c", "d"]})
-        >>> [part["label"].tolist() for part in split(frame, (0.5, 0.5))]
+        >>> [part["label"].tolist() for part in stratified_split(frame, (0.5, 0.5))]
         [['ham', 'spam'], ['ham', 'spam']]
     """
     if min(fractions) <= 0 or abs(sum(fractions) - 1) > 1e-6:
         raise ValueError(f"The fractions must be positive and add up to 1, got {tuple(fractions)}.")
-    repeats = int(frame["text"].map(message_key).duplicated().sum())
+    repeats = int(frame["text"].map(dedup_key).duplicated().sum())
     if repeats:
         raise ValueError(f"{repeats} messages repeat another and could land in two parts; "
-                         "call remove_repeats first.")
+                         "call drop_duplicates first.")
     labels, ends = frame["label"].to_numpy(), torch.tensor(fractions).double().cumsum(0)
     generator = torch.Generator().manual_seed(seed)
     parts: list[list[int]] = [[] for _ in fractions]
@@ -199,13 +200,13 @@ def encode_message(tokenizer: Encoding, text: str, max_length: int | None = None
         TypeError, ValueError: see `encode`; also a max_length below 1.
 
     Example:
-        >>> encode_message(tokenizer, "").tolist() == [eos_id(tokenizer)]
+        >>> encode_message(tokenizer, "").tolist() == [eos_token_id(tokenizer)]
         True
     """
     if max_length is not None and max_length < 1:
         raise ValueError(f"max_length must be at least 1, not {max_length}.")
     ids = encode(tokenizer, text)[:max_length]
-    return torch.tensor(ids or [eos_id(tokenizer)])
+    return torch.tensor(ids or [eos_token_id(tokenizer)])
 
 
 # cell spam-dataset of notebooks/06_spam_classification.ipynb
@@ -220,7 +221,7 @@ class SpamDataset(Dataset):
 
     Attributes:
         truncated: how many messages were cut.
-        end_id: the id that fills up the rows of a batch.
+        pad_token_id: the id that fills up the rows of a batch.
 
     Raises:
         ValueError: no messages, a column missing, or a label that is not among `labels`.
@@ -241,7 +242,7 @@ class SpamDataset(Dataset):
         unknown = sorted(set(frame["label"].map(str)) - set(labels))
         if unknown:
             raise ValueError(f"the table has the label {unknown[0]!r}, expected one of {labels}")
-        self.end_id, self.truncated = eos_id(tokenizer), 0
+        self.pad_token_id, self.truncated = eos_token_id(tokenizer), 0
         self.items: list[tuple[Tensor, int]] = []
         for name, text in zip(frame["label"], frame["text"], strict=True):
             whole = encode_message(tokenizer, text)
@@ -277,14 +278,14 @@ def pad_batch(rows: Sequence[Tensor], pad_id: int) -> tuple[Tensor, Tensor]:
 
 
 # cell collate of notebooks/06_spam_classification.ipynb
-def collate(items: Sequence[tuple[Tensor, int]], pad_id: int) -> tuple[Tensor, Tensor, Tensor]:
+def collate_messages(items: Sequence[tuple[Tensor, int]], pad_id: int) -> tuple[Tensor, Tensor, Tensor]:
     """Items of a `SpamDataset` as one batch: tokens (B, T), lengths (B,), labels (B,), all int64.
 
     Raises:
         ValueError: see `pad_batch`.
 
     Example:
-        >>> collate([(torch.tensor([5, 6]), 1), (torch.tensor([7]), 0)], pad_id=0)[2]
+        >>> collate_messages([(torch.tensor([5, 6]), 1), (torch.tensor([7]), 0)], pad_id=0)[2]
         tensor([1, 0])
     """
     rows, labels = zip(*items, strict=True) if items else ((), ())
@@ -292,7 +293,7 @@ def collate(items: Sequence[tuple[Tensor, int]], pad_id: int) -> tuple[Tensor, T
 
 
 # cell message-loader of notebooks/06_spam_classification.ipynb
-def message_loader(data: SpamDataset, batch_size: int, *, shuffle: bool = False,
+def message_dataloader(data: SpamDataset, batch_size: int, *, shuffle: bool = False,
                    seed: int = 0) -> DataLoader:
     """A loader of batches `(tokens, lengths, labels)` of a `SpamDataset`.
 
@@ -300,17 +301,17 @@ def message_loader(data: SpamDataset, batch_size: int, *, shuffle: bool = False,
         seed: of the loader's own generator; the order depends on nothing else.
 
     Example:
-        >>> tokens, lengths, labels = next(iter(message_loader(train, batch_size=8)))
+        >>> tokens, lengths, labels = next(iter(message_dataloader(train, batch_size=8)))
         >>> tokens.shape == (8, lengths.max())
         True
     """
     return DataLoader(data, batch_size=batch_size, shuffle=shuffle, num_workers=0,
-                      collate_fn=partial(collate, pad_id=data.end_id),
+                      collate_fn=partial(collate_messages, pad_id=data.pad_token_id),
                       generator=torch.Generator().manual_seed(seed))
 
 
 # cell classifier of notebooks/06_spam_classification.ipynb
-class Classifier(nn.Module):
+class GPTForSequenceClassification(nn.Module):
     """A GPT that judges a whole text by the vector of its last real token.
 
     Args:
@@ -325,7 +326,7 @@ class Classifier(nn.Module):
 
     Example:
         >>> config = GPTConfig(vocab_size=9, context_length=4, n_embd=8, n_head=2, n_layer=1)
-        >>> model = Classifier(GPT(config))
+        >>> model = GPTForSequenceClassification(GPT(config))
         >>> model(torch.tensor([[1, 2, 3], [4, 0, 0]]), torch.tensor([3, 1])).shape
         torch.Size([2, 2])
     """
@@ -357,15 +358,15 @@ class Classifier(nn.Module):
         self.gpt.requires_grad_(False)
         for part in parts[which]:
             part.requires_grad_(True)
-        if not self.config.tie_embeddings:
-            self.gpt.head.requires_grad_(False)          # the output layer takes no part
+        if not self.config.tie_word_embeddings:
+            self.gpt.lm_head.requires_grad_(False)          # the output layer takes no part
         self.head.requires_grad_(True)
 
     def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """Logits (B, n_classes) for ids (B, T), padded on the right, and true lengths (B,).
 
         Raises:
-            TypeError, ValueError: see `GPT.hidden`; also lengths that are not B numbers from 1 to
+            TypeError, ValueError: see `GPT.hidden_states`; also lengths that are not B numbers from 1 to
                 T (their range is looked at on the CPU only, where it makes no step wait).
         """
         B, T = tokens.shape
@@ -373,7 +374,7 @@ class Classifier(nn.Module):
             raise ValueError(f"expected {B} lengths, one a row, got shape {tuple(lengths.shape)}")
         if lengths.device.type == "cpu" and (lengths.min() < 1 or lengths.max() > T):
             raise ValueError(f"lengths must be 1 to {T}, the batch's width, got {lengths.tolist()}")
-        hidden = self.gpt.hidden(tokens)                                     # (B, T, C)
+        hidden = self.gpt.hidden_states(tokens)                                     # (B, T, C)
         last = hidden[torch.arange(B, device=tokens.device), lengths - 1]    # (B, C)
         return self.head(last)                                               # (B, n_classes)
 
@@ -385,12 +386,12 @@ def classification_loss(model: nn.Module,
 
     Args:
         model: maps ids (B, T) and lengths (B,) to logits (B, n_classes).
-        batch: tokens (B, T), lengths (B,), labels (B,), int64 each, as from `collate`.
+        batch: tokens (B, T), lengths (B,), labels (B,), int64 each, as from `collate_messages`.
 
     Example:
         >>> config = GPTConfig(vocab_size=9, context_length=4, n_embd=8, n_head=2, n_layer=1)
         >>> batch = torch.tensor([[1, 2], [3, 0]]), torch.tensor([2, 1]), torch.tensor([0, 1])
-        >>> loss, n = classification_loss(Classifier(GPT(config)), batch)
+        >>> loss, n = classification_loss(GPTForSequenceClassification(GPT(config)), batch)
         >>> n, 1 < loss.item() < 2
         (2, True)
     """
@@ -426,7 +427,7 @@ def confusion_matrix(labels: Tensor, predictions: Tensor, n_classes: int = 2) ->
 
 
 # cell scores of notebooks/06_spam_classification.ipynb
-def scores(confusion: Tensor, positive: int = 1) -> dict[str, float]:
+def classification_metrics(confusion: Tensor, positive: int = 1) -> dict[str, float]:
     """Accuracy, and precision, recall and F1 of one class; a score of 0/0 counts as 0.
 
     Args:
@@ -434,7 +435,7 @@ def scores(confusion: Tensor, positive: int = 1) -> dict[str, float]:
         positive: the class to find; 1 is spam.
 
     Example:
-        >>> scores(torch.tensor([[3, 1], [1, 3]]))
+        >>> classification_metrics(torch.tensor([[3, 1], [1, 3]]))
         {'accuracy': 0.75, 'precision': 0.75, 'recall': 0.75, 'f1': 0.75}
     """
     def ratio(part: Tensor, whole: Tensor) -> float:
@@ -460,12 +461,12 @@ def evaluate(model: nn.Module, loader: Iterable, positive: int = 1) -> dict:
     Example:
         >>> config = GPTConfig(vocab_size=9, context_length=4, n_embd=8, n_head=2, n_layer=1)
         >>> batch = torch.tensor([[1, 2], [3, 0]]), torch.tensor([2, 1]), torch.tensor([0, 1])
-        >>> sorted(evaluate(Classifier(GPT(config)), [batch]))
+        >>> sorted(evaluate(GPTForSequenceClassification(GPT(config)), [batch]))
         ['accuracy', 'confusion', 'f1', 'loss', 'precision', 'recall']
     """
     device = next(model.parameters()).device
     total, confusion = 0.0, None
-    with evaluating(model):
+    with eval_mode(model):
         for batch in loader:
             tokens, lengths, labels = to_device(batch, device)
             logits = model(tokens, lengths).float()                       # (B, n_classes)
@@ -474,12 +475,12 @@ def evaluate(model: nn.Module, loader: Iterable, positive: int = 1) -> dict:
             confusion = counts if confusion is None else confusion + counts
     if confusion is None:
         raise ValueError("There is nothing to evaluate: the loader is empty.")
-    return {"loss": total / int(confusion.sum()), **scores(confusion, positive),
+    return {"loss": total / int(confusion.sum()), **classification_metrics(confusion, positive),
             "confusion": confusion}
 
 
 # cell classify of notebooks/06_spam_classification.ipynb
-def classify(model: Classifier, tokenizer: Encoding, texts: Sequence[str],
+def predict(model: GPTForSequenceClassification, tokenizer: Encoding, texts: Sequence[str],
              batch_size: int = 32) -> list[tuple[str, float]]:
     """The verdict on each text: the likeliest label, and the probability the model gives it.
 
@@ -491,16 +492,16 @@ def classify(model: Classifier, tokenizer: Encoding, texts: Sequence[str],
         ValueError: a text holds a lone surrogate.
 
     Example:
-        >>> [(label, probability)] = classify(model, tokenizer, ["You won a boat"])
+        >>> [(label, probability)] = predict(model, tokenizer, ["You won a boat"])
         >>> label in model.labels and 0.5 <= probability <= 1
         True
     """
     if isinstance(texts, str):
         raise TypeError("classify wants a list of texts; put a single text into a list.")
-    device, end = model.head.weight.device, eos_id(tokenizer)
+    device, end = model.head.weight.device, eos_token_id(tokenizer)
     rows = [encode_message(tokenizer, text, model.config.context_length) for text in texts]
     results = []
-    with evaluating(model):
+    with eval_mode(model):
         for start in range(0, len(rows), batch_size):
             batch = to_device(pad_batch(rows[start:start + batch_size], end), device)
             best = model(*batch).float().softmax(dim=-1).max(dim=-1)         # over (B, n_classes)
@@ -510,7 +511,7 @@ def classify(model: Classifier, tokenizer: Encoding, texts: Sequence[str],
 
 
 # cell save-classifier of notebooks/06_spam_classification.ipynb
-def save_classifier(model: Classifier, tokenizer: Encoding, folder: str | Path) -> None:
+def save_classifier(model: GPTForSequenceClassification, tokenizer: Encoding, folder: str | Path) -> None:
     """Write a model folder as `save_pretrained` does, and the head as classifier.safetensors.
 
     Raises:
@@ -526,12 +527,12 @@ def save_classifier(model: Classifier, tokenizer: Encoding, folder: str | Path) 
     head = {name: tensor.detach().cpu().contiguous()
             for name, tensor in model.head.state_dict().items()}
     about = {"kind": "classifier", "labels": json.dumps(model.labels)}
-    with replacing(head_file) as temporary:
+    with atomic_write(head_file) as temporary:
         save_file(head, temporary, metadata=about)
 
 
 # cell load-classifier of notebooks/06_spam_classification.ipynb
-def load_classifier(folder: str | Path) -> tuple[Classifier, Encoding]:
+def load_classifier(folder: str | Path) -> tuple[GPTForSequenceClassification, Encoding]:
     """Open what `save_classifier` wrote: the classifier in eval mode on the CPU, its tokenizer.
 
     Raises:
@@ -561,6 +562,6 @@ def load_classifier(folder: str | Path) -> tuple[Classifier, Encoding]:
     found = {name: tuple(tensor.shape) for name, tensor in head.items()}
     if found != expected:
         raise ValueError(f"{path} does not fit its model: it holds {found}, expected {expected}.")
-    model = Classifier(gpt, n, labels=labels)
+    model = GPTForSequenceClassification(gpt, n, labels=labels)
     model.head.load_state_dict(head)
     return model.eval(), tokenizer

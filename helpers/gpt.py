@@ -4,7 +4,6 @@ Made from notebooks/04_gpt.ipynb by helpers.export.
 Edit the notebook, not this file.
 """
 
-from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,24 +14,17 @@ from helpers.attention import CausalSelfAttention, KVCache
 
 __all__ = [
     "GPTConfig",
-    "GPT2_SIZES",
+    "GPT2_CONFIGS",
     "LayerNorm",
     "GELU",
     "FeedForward",
     "TransformerBlock",
     "init_weights",
-    "check_tokens",
-    "check_room",
-    "lay_out",
+    "validate_token_ids",
+    "check_context_length",
+    "position_ids_and_mask",
     "GPT",
     "flops_per_token",
-    "greedy",
-    "next_logits",
-    "left_pad",
-    "stream",
-    "generate",
-    "RowLinear",
-    "prepare_for_writing",
 ]
 
 
@@ -57,10 +49,10 @@ class GPTConfig:
     n_layer: int                    # blocks in the stack
     dropout: float = 0.0            # after embeddings, on attention weights, after each sublayer
     qkv_bias: bool = True           # GPT-2 has one
-    tie_embeddings: bool = True     # the output layer is the token table, transposed
+    tie_word_embeddings: bool = True     # the output layer is the token table, transposed
     norm_eps: float = 1e-5          # keeps layer norm from dividing by zero
-    bos_id: int | None = None       # the token that opens a document
-    eos_id: int | None = None       # the token that ends it
+    bos_token_id: int | None = None       # the token that opens a document
+    eos_token_id: int | None = None       # the token that ends it
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "context_length", "n_embd", "n_head", "n_layer"):
@@ -72,7 +64,7 @@ class GPTConfig:
                              f"({self.n_head}).")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), not {self.dropout}.")
-        for name in ("bos_id", "eos_id"):
+        for name in ("bos_token_id", "eos_token_id"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < self.vocab_size:
                 raise ValueError(f"{name} {value} is outside the vocabulary of {self.vocab_size}.")
@@ -84,9 +76,9 @@ class GPTConfig:
 
 
 # cell gpt2-sizes of notebooks/04_gpt.ipynb
-GPT2_SIZES: dict[str, GPTConfig] = {
+GPT2_CONFIGS: dict[str, GPTConfig] = {
     name: GPTConfig(vocab_size=50257, context_length=1024, n_embd=n_embd, n_head=n_head,
-                    n_layer=n_layer, dropout=0.1, bos_id=50256, eos_id=50256)
+                    n_layer=n_layer, dropout=0.1, bos_token_id=50256, eos_token_id=50256)
     for name, n_layer, n_head, n_embd in [("gpt2", 12, 12, 768), ("gpt2-medium", 24, 16, 1024),
                                           ("gpt2-large", 36, 20, 1280), ("gpt2-xl", 48, 25, 1600)]
 }
@@ -103,13 +95,13 @@ class LayerNorm(nn.Module):
 
     def __init__(self, n_embd: int, eps: float = 1e-5) -> None:
         super().__init__()
-        self.scale = nn.Parameter(torch.ones(n_embd))
-        self.shift = nn.Parameter(torch.zeros(n_embd))
+        self.weight = nn.Parameter(torch.ones(n_embd))
+        self.bias = nn.Parameter(torch.zeros(n_embd))
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalize the last dimension of x, (..., C)."""
-        return F.layer_norm(x, self.scale.shape, self.scale, self.shift, self.eps)
+        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
 
 
 # cell gelu of notebooks/04_gpt.ipynb
@@ -137,14 +129,14 @@ class FeedForward(nn.Module):
 
     def __init__(self, n_embd: int, dropout: float = 0.0) -> None:
         super().__init__()
-        self.widen = nn.Linear(n_embd, 4 * n_embd)
+        self.up_projection = nn.Linear(n_embd, 4 * n_embd)
         self.gelu = GELU()
-        self.narrow = nn.Linear(4 * n_embd, n_embd)
+        self.down_projection = nn.Linear(4 * n_embd, n_embd)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., C) to (..., C) by way of (..., 4C)."""
-        return self.dropout(self.narrow(self.gelu(self.widen(x))))
+        return self.dropout(self.down_projection(self.gelu(self.up_projection(x))))
 
 
 # cell transformer-block of notebooks/04_gpt.ipynb
@@ -165,10 +157,10 @@ class TransformerBlock(nn.Module):
         self.norm_2 = LayerNorm(config.n_embd, config.norm_eps)
         self.feed_forward = FeedForward(config.n_embd, config.dropout)
 
-    def forward(self, x: Tensor, cache: KVCache | None = None,
+    def forward(self, x: Tensor, kv_cache: KVCache | None = None,
                 mask: Tensor | None = None) -> Tensor:
-        """Map (B, T, C) to (B, T, C); cache and mask are for the attention."""
-        x = x + self.attention(self.norm_1(x), cache, mask)
+        """Map (B, T, C) to (B, T, C); kv_cache and mask are for the attention."""
+        x = x + self.attention(self.norm_1(x), kv_cache, mask)
         return x + self.feed_forward(self.norm_2(x))
 
 
@@ -189,7 +181,7 @@ def init_weights(module: nn.Module) -> None:
 
 
 # cell check-tokens of notebooks/04_gpt.ipynb
-def check_tokens(tokens: Tensor, vocab_size: int) -> None:
+def validate_token_ids(tokens: Tensor, vocab_size: int) -> None:
     """Refuse what is not a batch of token ids.
 
     The range is only looked at on the CPU: on a GPU it would make every step wait.
@@ -199,7 +191,7 @@ def check_tokens(tokens: Tensor, vocab_size: int) -> None:
         ValueError: not of shape (B, T) with T at least 1, or an id outside the vocabulary.
 
     Example:
-        >>> check_tokens(torch.tensor([[0, 1, 2]]), vocab_size=3)
+        >>> validate_token_ids(torch.tensor([[0, 1, 2]]), vocab_size=3)
     """
     if not isinstance(tokens, Tensor):
         raise TypeError(f"Token ids must be a tensor (B, T), not a {type(tokens).__name__}.")
@@ -217,7 +209,7 @@ def check_tokens(tokens: Tensor, vocab_size: int) -> None:
 
 
 # cell check-room of notebooks/04_gpt.ipynb
-def check_room(config: GPTConfig, n_new: int, cache: list[KVCache] | None) -> int:
+def check_context_length(config: GPTConfig, n_new: int, kv_cache: list[KVCache] | None) -> int:
     """Check that n_new more tokens fit the context; return how many the cache holds, 0 without one.
 
     Raises:
@@ -225,13 +217,13 @@ def check_room(config: GPTConfig, n_new: int, cache: list[KVCache] | None) -> in
 
     Example:
         >>> config = GPTConfig(vocab_size=9, context_length=4, n_embd=8, n_head=2, n_layer=1)
-        >>> check_room(config, 4, None)
+        >>> check_context_length(config, 4, None)
         0
     """
-    if cache and len(cache) != config.n_layer:
-        raise ValueError(f"The cache was made for a model of {len(cache)} layers; "
+    if kv_cache and len(kv_cache) != config.n_layer:
+        raise ValueError(f"The cache was made for a model of {len(kv_cache)} layers; "
                          f"this one has {config.n_layer}.")
-    past = cache[0].length if cache else 0
+    past = kv_cache[0].seq_len if kv_cache else 0
     if past + n_new > config.context_length:
         raise ValueError(f"{past + n_new} tokens are more than the context_length of "
                          f"{config.context_length}. Cut the text, or slide over it.")
@@ -239,29 +231,29 @@ def check_room(config: GPTConfig, n_new: int, cache: list[KVCache] | None) -> in
 
 
 # cell lay-out of notebooks/04_gpt.ipynb
-def lay_out(past: int, end: int, pad: Tensor | None,
+def position_ids_and_mask(past: int, end: int, n_pad: Tensor | None,
             device: torch.device | str = "cpu") -> tuple[Tensor, Tensor | None]:
     """Positions of the columns past to end, and what each of them may look at.
 
     Args:
-        pad: (B,), how many columns at the left of each row are padding.
+        n_pad: (B,), how many columns at the left of each row are padding.
 
     Returns:
         Positions (T,) and no mask where there is no padding, as attention then makes its own; else
         positions (B, T), counted from where a row begins, and a bool mask (B, 1, T, S).
 
     Example:
-        >>> lay_out(0, 4, torch.tensor([0, 2]))[0]
+        >>> position_ids_and_mask(0, 4, torch.tensor([0, 2]))[0]
         tensor([[0, 1, 2, 3],
                 [0, 0, 0, 1]])
     """
     positions = torch.arange(past, end, device=device)                       # (T,)
-    if pad is None:
+    if n_pad is None:
         return positions, None
     columns = torch.arange(end, device=device)                               # (S,)
-    seen = (columns <= positions[:, None]) & (columns >= pad[:, None, None])  # (B, T, S)
+    seen = (columns <= positions[:, None]) & (columns >= n_pad[:, None, None])  # (B, T, S)
     seen |= columns == positions[:, None]      # padding sees itself: no row without any
-    return (positions - pad[:, None]).clamp(min=0), seen[:, None]
+    return (positions - n_pad[:, None]).clamp(min=0), seen[:, None]
 
 
 # cell gpt of notebooks/04_gpt.ipynb
@@ -285,54 +277,54 @@ class GPT(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(TransformerBlock(config) for _ in range(config.n_layer))
         self.final_norm = LayerNorm(config.n_embd, config.norm_eps)
-        self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
-        self.tie()
+        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self.tie_weights()
         self.apply(init_weights)
         for name, weight in self.named_parameters():
-            if name.endswith(("projection.weight", "narrow.weight")):
+            if name.endswith(("output_projection.weight", "down_projection.weight")):
                 nn.init.normal_(weight, std=0.02 / (2 * config.n_layer) ** 0.5)
 
-    def tie(self) -> None:
+    def tie_weights(self) -> None:
         """Let the output layer and the token table be one tensor, where the config says so."""
-        if self.config.tie_embeddings:
-            self.head.weight = self.token_embedding.weight
+        if self.config.tie_word_embeddings:
+            self.lm_head.weight = self.token_embedding.weight
 
     @property
     def n_params(self) -> int:
         """How many numbers the model has learned; a tied one counts once."""
         return sum(p.numel() for p in self.parameters())
 
-    def make_cache(self, batch_size: int) -> list[KVCache]:
+    def make_kv_cache(self, batch_size: int) -> list[KVCache]:
         """An empty cache for each block."""
         c, weight = self.config, self.token_embedding.weight
         return [KVCache(batch_size, c.n_head, c.context_length, c.head_size, weight.dtype,
                         weight.device) for _ in self.blocks]
 
-    def hidden(self, tokens: Tensor, cache: list[KVCache] | None = None,
-               pad: Tensor | None = None) -> Tensor:
+    def hidden_states(self, tokens: Tensor, kv_cache: list[KVCache] | None = None,
+               n_pad: Tensor | None = None) -> Tensor:
         """The vectors above the last block and norm: (B, T) ids to (B, T, C).
 
         Args:
-            tokens: integer ids (B, T); with a cache, only those not yet in it.
-            cache: from `make_cache`; grows by T.
-            pad: (B,), how many columns at the left of each row, cached ones included, are padding.
+            tokens: integer ids (B, T); with a kv_cache, only those not yet in it.
+            kv_cache: from `make_kv_cache`; grows by T.
+            n_pad: (B,), how many columns at the left of each row, cached ones included, are padding.
 
         Raises:
-            TypeError, ValueError: see `check_tokens` and `check_room`.
+            TypeError, ValueError: see `validate_token_ids` and `check_context_length`.
         """
-        check_tokens(tokens, self.config.vocab_size)
-        past = check_room(self.config, tokens.shape[1], cache)
-        positions, mask = lay_out(past, past + tokens.shape[1], pad, tokens.device)
+        validate_token_ids(tokens, self.config.vocab_size)
+        past = check_context_length(self.config, tokens.shape[1], kv_cache)
+        positions, mask = position_ids_and_mask(past, past + tokens.shape[1], n_pad, tokens.device)
         x = self.token_embedding(tokens) + self.position_embedding(positions)    # (B, T, C)
         x = self.dropout(x)
         for i, block in enumerate(self.blocks):
-            x = block(x, cache[i] if cache else None, mask)                      # (B, T, C)
+            x = block(x, kv_cache[i] if kv_cache else None, mask)                      # (B, T, C)
         return self.final_norm(x)
 
-    def forward(self, tokens: Tensor, cache: list[KVCache] | None = None,
-                pad: Tensor | None = None) -> Tensor:
-        """Logits (B, T, V) for the token after each position; arguments as in `hidden`."""
-        return self.head(self.hidden(tokens, cache, pad))
+    def forward(self, tokens: Tensor, kv_cache: list[KVCache] | None = None,
+                n_pad: Tensor | None = None) -> Tensor:
+        """Logits (B, T, V) for the token after each position; arguments as in `hidden_states`."""
+        return self.lm_head(self.hidden_states(tokens, kv_cache, n_pad))
 
 
 # cell flops-per-token of notebooks/04_gpt.ipynb
@@ -348,198 +340,9 @@ def flops_per_token(config: GPTConfig) -> int:
     as much: the backward pass is twice the forward pass.
 
     Example:
-        >>> flops_per_token(GPT2_SIZES["gpt2"])
+        >>> flops_per_token(GPT2_CONFIGS["gpt2"])
         265938432
     """
     matrices = 12 * config.n_layer * config.n_embd**2
     attention = config.n_layer * config.context_length * config.n_embd
     return 2 * (matrices + attention + config.vocab_size * config.n_embd)
-
-
-# cell greedy of notebooks/04_gpt.ipynb
-def greedy(logits: Tensor) -> Tensor:
-    """The id with the highest score in each row: (B, V) to (B,).
-
-    Example:
-        >>> greedy(torch.tensor([[0.1, 0.9], [0.8, 0.2]]))
-        tensor([1, 0])
-    """
-    return logits.argmax(dim=-1)
-
-
-# cell next-logits of notebooks/04_gpt.ipynb
-@torch.inference_mode()
-def next_logits(model: GPT, tokens: Tensor, pad: Tensor | None,
-                cache: list[KVCache] | None) -> Tensor:
-    """Scores (B, V) for the token after the last column of `tokens` (B, T), any T.
-
-    `pad` (B,) counts the padding at the left of each row. The cache must hold the columns before
-    the last, or nothing.
-
-    Example:
-        >>> config = GPTConfig(vocab_size=9, context_length=4, n_embd=8, n_head=2, n_layer=1)
-        >>> next_logits(GPT(config), torch.tensor([[1, 2, 3]]), None, None).shape
-        torch.Size([1, 9])
-    """
-    beyond = tokens.shape[1] - model.config.context_length
-    if beyond > 0:                               # the window slid: all positions are new
-        tokens, cache = tokens[:, beyond:], None
-        pad = None if pad is None else (pad - beyond).clamp(min=0)
-    elif cache and cache[0].length:
-        tokens = tokens[:, cache[0].length:]
-    return model.head(model.hidden(tokens, cache, pad)[:, -1])
-
-
-# cell left-pad of notebooks/04_gpt.ipynb
-def left_pad(prompts: Sequence[Sequence[int]], config: GPTConfig) -> tuple[Tensor, Tensor | None]:
-    """Line up prompts of any lengths at the right: ids (B, T), and the padding (B,) of each row.
-
-    The padding is None where there is none.
-
-    Raises:
-        TypeError: a prompt is not a list of whole numbers.
-        ValueError: no prompt, an empty one, one longer than the context, or an id outside the
-            vocabulary.
-
-    Example:
-        >>> config = GPTConfig(vocab_size=9, context_length=4, n_embd=8, n_head=2, n_layer=1)
-        >>> left_pad([[1, 2, 3], [4]], config)
-        (tensor([[1, 2, 3],
-                [0, 0, 4]]), tensor([0, 2]))
-    """
-    limit, rows = config.context_length, []
-    for prompt in prompts:
-        try:
-            rows.append(torch.as_tensor(prompt))
-        except (TypeError, ValueError, RuntimeError):
-            raise TypeError(f"A prompt must be a list of token ids, not {prompt!r:.80}.") from None
-    lengths = [row.shape[0] if row.dim() else 0 for row in rows]
-    if not lengths or min(lengths) < 1 or max(lengths) > limit:
-        raise ValueError(f"Prompts need 1 to {limit} tokens (the context_length), got {lengths}.")
-    for row in rows:
-        check_tokens(row[None], config.vocab_size)
-    width = max(lengths)
-    tokens = torch.stack([F.pad(row.long(), (width - len(row), 0)) for row in rows])   # (B, T)
-    pad = torch.tensor([width - n for n in lengths], device=tokens.device)             # (B,)
-    return tokens, pad if min(lengths) < width else None
-
-
-# cell stream of notebooks/04_gpt.ipynb
-def stream(model: GPT, prompts: Sequence[Sequence[int]], max_new_tokens: int,
-           pick: Callable[[Tensor], Tensor] = greedy, *, eos_id: int | None = None,
-           use_cache: bool = True) -> Iterator[list[int | None]]:
-    """Generate for a batch of prompts, one new id a row at a time; None for a row that has ended.
-
-    The prompts are checked at the call; the model works, and is in eval mode, only from the first
-    id that is asked for until the iterator ends or is dropped.
-
-    Raises:
-        TypeError, ValueError: an empty prompt or one longer than the context, ids outside the
-            vocabulary or not integers, or a negative max_new_tokens.
-
-    Example:
-        >>> config = GPTConfig(vocab_size=9, context_length=4, n_embd=8, n_head=2, n_layer=1)
-        >>> len(list(stream(GPT(config), [[1, 2], [3]], max_new_tokens=5)))
-        5
-    """
-    if max_new_tokens < 0:
-        raise ValueError(f"max_new_tokens must not be negative, got {max_new_tokens}.")
-    tokens, pad = left_pad(prompts, model.config)
-    device = model.token_embedding.weight.device
-    tokens, pad = tokens.to(device), None if pad is None else pad.to(device)
-
-    def steps(tokens: Tensor) -> Iterator[list[int | None]]:
-        cache = model.make_cache(len(tokens)) if use_cache else None
-        ended = torch.zeros(len(tokens), dtype=torch.bool, device=device)       # (B,)
-        was_training = model.training
-        try:
-            for _ in range(max_new_tokens):
-                if model.training:               # at first, and if somebody switched in between
-                    model.eval()
-                new = pick(next_logits(model, tokens, pad, cache))              # (B,)
-                yield [None if end else i
-                       for i, end in zip(new.tolist(), ended.tolist(), strict=True)]
-                if eos_id is not None:
-                    ended |= new == eos_id
-                    if ended.all():
-                        break
-                tokens = torch.cat([tokens, new[:, None]], dim=1)               # (B, T + 1)
-        finally:
-            model.train(was_training)
-
-    return steps(tokens)
-
-
-# cell generate of notebooks/04_gpt.ipynb
-def generate(model: GPT, tokens: Sequence[int] | Sequence[Sequence[int]] | Tensor,
-             max_new_tokens: int, pick: Callable[[Tensor], Tensor] = greedy, *,
-             eos_id: int | None = None, use_cache: bool = True,
-             on_token: Callable[[list[int | None]], object] | None = None
-             ) -> list[int] | list[list[int]]:
-    """Continue a prompt, or each of a batch of prompts, by up to max_new_tokens ids.
-
-    Args:
-        tokens: one prompt (a list of ids or a tensor) or several (a list of such, or a tensor
-            (B, T)), of any lengths up to context_length.
-        pick: chooses ids (B,) from logits (B, V); see `sampler` in chapter 5 for others.
-        eos_id: ends a row, which keeps it as its last id.
-        use_cache: False computes everything anew at each step; the result is the same.
-        on_token: called after each step with the new ids, None for rows that have ended.
-
-    Returns:
-        The prompt followed by the new ids; a list of such lists if several prompts came in.
-
-    Raises:
-        TypeError, ValueError: see `stream`.
-
-    Example:
-        >>> config = GPTConfig(vocab_size=9, context_length=4, n_embd=8, n_head=2, n_layer=1)
-        >>> len(generate(GPT(config), [1, 2, 3], max_new_tokens=5))
-        8
-    """
-    prompts = [p.tolist() if isinstance(p, Tensor) else p for p in tokens]
-    single = not prompts or not isinstance(prompts[0], Sequence)
-    results = [list(p) for p in ([prompts] if single else prompts)]
-    for new in stream(model, [list(r) for r in results], max_new_tokens, pick, eos_id=eos_id,
-                      use_cache=use_cache):
-        for row, token in zip(results, new, strict=True):
-            if token is not None:
-                row.append(token)
-        if on_token is not None:
-            on_token(new)
-    return results[0] if single else results
-
-
-# cell row-linear of notebooks/04_gpt.ipynb
-class RowLinear(nn.Linear):
-    """`nn.Linear`, which a compiled model computes as dot products where a single row comes in."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (..., inputs) to (..., outputs)."""
-        if not torch.compiler.is_compiling() or x.numel() != x.shape[-1]:
-            return super().forward(x)
-        y = (self.weight * x.reshape(-1)).sum(dim=-1)             # (outputs,)
-        return (y if self.bias is None else y + self.bias).view(*x.shape[:-1], -1)
-
-
-# cell prepare-for-writing of notebooks/04_gpt.ipynb
-def prepare_for_writing(model: GPT, *, compile: bool = False) -> GPT:
-    """Rearrange a model, in place, so that `generate` is faster for a single prompt on the CPU.
-
-    What it computes stays the same, but for rounding. Float32 weights are stored by inputs; with
-    `compile`, which helps bfloat16 too, blocks and output layer are compiled at their first use.
-    The weights no longer take gradients: prepare a copy of a model that is to be trained on.
-
-    Example:
-        >>> config = GPTConfig(vocab_size=9, context_length=4, n_embd=8, n_head=2, n_layer=1)
-        >>> prepare_for_writing(GPT(config)).blocks[0].attention.qkv.weight.stride()
-        (1, 24)
-    """
-    for layer in (m for m in model.modules() if type(m) in (nn.Linear, RowLinear)):
-        if compile:
-            layer.__class__ = RowLinear            # the same parameters, another forward
-        elif layer.weight.dtype == torch.float32:
-            layer.weight.data = layer.weight.data.t().contiguous().t()
-    for part in (*model.blocks, model.head) if compile else ():
-        part.compile()
-    return model.requires_grad_(False)             # to write, not to train: see above

@@ -4,11 +4,9 @@ Made from notebooks/05_pretraining.ipynb by helpers.export.
 Edit the notebook, not this file.
 """
 
-import json
 import math
 import os
 import signal
-import tempfile
 import threading
 import time
 import zipfile
@@ -19,53 +17,40 @@ from itertools import islice
 from pathlib import Path
 
 import pandas as pd
-import tiktoken
 import torch
 import torch.distributed as dist
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from helpers.gpt import GPT, GPTConfig, greedy
-from helpers.text import find_files, load_tokenizer, save_tokenizer
-
 __all__ = [
-    "IGNORE",
+    "IGNORE_INDEX",
     "lm_loss",
-    "evaluating",
+    "eval_mode",
     "to_device",
-    "mean_loss",
-    "make_optimizer",
+    "evaluate_loss",
+    "configure_optimizer",
     "check_optimizer",
-    "warmup_cosine",
+    "cosine_lr_with_warmup",
     "has_fast_bfloat16",
-    "precision_context",
+    "autocast_context",
     "train_step",
     "History",
-    "BatchStream",
+    "ResumableLoader",
     "InterruptFlag",
-    "unwrap",
-    "replacing",
+    "unwrap_model",
+    "atomic_write",
     "save_checkpoint",
     "load_checkpoint",
     "Monitor",
     "plan_steps",
-    "is_main",
+    "is_main_process",
     "fit",
-    "key_map",
-    "read_config",
-    "read_weights",
-    "load_pretrained",
-    "save_pretrained",
-    "bend",
-    "sampler",
 ]
 
 
 # cell ignore of notebooks/05_pretraining.ipynb
-IGNORE = -100    # a target that does not count; PyTorch's own default
+IGNORE_INDEX = -100    # a target that does not count; PyTorch's own default
 
 
 # cell lm-loss of notebooks/05_pretraining.ipynb
@@ -85,14 +70,14 @@ def lm_loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, int
     """
     inputs, targets = batch
     logits = model(inputs)                                        # (B, T, V)
-    total = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORE,
+    total = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORE_INDEX,
                             reduction="sum")
-    return total, int((targets != IGNORE).sum())
+    return total, int((targets != IGNORE_INDEX).sum())
 
 
 # cell evaluating of notebooks/05_pretraining.ipynb
 @contextmanager
-def evaluating(model: nn.Module, *loaders: Iterable) -> Iterator[None]:
+def eval_mode(model: nn.Module, *loaders: Iterable) -> Iterator[None]:
     """Within it the model is in eval mode, without gradients, and random numbers are borrowed.
 
     Afterwards the mode of each of its parts and the state of the random generators, those of the
@@ -131,7 +116,7 @@ def to_device(batch: object, device: torch.device | str) -> object:
 
 
 # cell mean-loss of notebooks/05_pretraining.ipynb
-def mean_loss(model: nn.Module, loader: Iterable, loss_fn: Callable = lm_loss, *,
+def evaluate_loss(model: nn.Module, loader: Iterable, loss_fn: Callable = lm_loss, *,
               max_batches: int | None = None) -> float:
     """The loss for each counted target over a loader, in eval mode; the mode is restored.
 
@@ -143,12 +128,12 @@ def mean_loss(model: nn.Module, loader: Iterable, loss_fn: Callable = lm_loss, *
     Example:
         >>> config = GPTConfig(vocab_size=9, context_length=4, n_embd=8, n_head=2, n_layer=1)
         >>> batch = (torch.tensor([[1, 2, 3]]), torch.tensor([[2, 3, 4]]))
-        >>> 1.5 < mean_loss(GPT(config), [batch]) < 3
+        >>> 1.5 < evaluate_loss(GPT(config), [batch]) < 3
         True
     """
     device = next(model.parameters()).device
     total, count = 0.0, 0
-    with evaluating(model, loader):
+    with eval_mode(model, loader):
         for batch in islice(loader, max_batches):
             loss, n = loss_fn(model, to_device(batch, device))
             total, count = total + loss.item(), count + n
@@ -158,12 +143,12 @@ def mean_loss(model: nn.Module, loader: Iterable, loss_fn: Callable = lm_loss, *
 
 
 # cell make-optimizer of notebooks/05_pretraining.ipynb
-def make_optimizer(model: nn.Module, lr: float, weight_decay: float = 0.1,
+def configure_optimizer(model: nn.Module, lr: float, weight_decay: float = 0.1,
                    betas: tuple[float, float] = (0.9, 0.95)) -> torch.optim.AdamW:
     """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101) over what trains; decay on matrices only.
 
     Example:
-        >>> optimizer = make_optimizer(nn.Linear(2, 3), lr=0.1)
+        >>> optimizer = configure_optimizer(nn.Linear(2, 3), lr=0.1)
         >>> [(len(g["params"]), g["weight_decay"]) for g in optimizer.param_groups]
         [(1, 0.1), (1, 0.0)]
     """
@@ -201,12 +186,12 @@ def check_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module) -> torch
 
 
 # cell warmup-cosine of notebooks/05_pretraining.ipynb
-def warmup_cosine(step: int, *, lr: float, min_lr: float, warmup_steps: int,
+def cosine_lr_with_warmup(step: int, *, lr: float, min_lr: float, warmup_steps: int,
                   total_steps: int) -> float:
     """The learning rate of a step, counted from 1: a straight rise, then half a cosine down.
 
     Example:
-        >>> [round(warmup_cosine(s, lr=1.0, min_lr=0.0, warmup_steps=2, total_steps=6), 2)
+        >>> [round(cosine_lr_with_warmup(s, lr=1.0, min_lr=0.0, warmup_steps=2, total_steps=6), 2)
         ...  for s in range(1, 7)]
         [0.5, 1.0, 0.85, 0.5, 0.15, 0.0]
     """
@@ -228,7 +213,7 @@ def has_fast_bfloat16(device: torch.device) -> bool:
 
 
 # cell precision-context of notebooks/05_pretraining.ipynb
-def precision_context(precision: str, device: torch.device):
+def autocast_context(precision: str, device: torch.device):
     """A context in which the model computes in "float32", "bfloat16", or what is faster ("auto").
 
     Raises:
@@ -259,7 +244,7 @@ def train_step(model: nn.Module, batches: list, loss_fn: Callable, optimizer: to
     weights = [p for group in optimizer.param_groups for p in group["params"]]
     sums = torch.zeros(2, dtype=torch.float64, device=device if dist.is_initialized() else "cpu")
     optimizer.zero_grad(set_to_none=True)           # of what an earlier cell may have left there
-    with precision_context(precision, device):
+    with autocast_context(precision, device):
         for i, batch in enumerate(batches):
             last = i == len(batches) - 1
             wait = nullcontext() if last or not hasattr(model, "no_sync") else model.no_sync()
@@ -342,14 +327,14 @@ class History:
 
 
 # cell batch-stream of notebooks/05_pretraining.ipynb
-class BatchStream:
+class ResumableLoader:
     """Pass after pass over a loader, with a place that can be noted and returned to.
 
     Raises:
         ValueError: the loader gives no batch.
 
     Example:
-        >>> batches = BatchStream([10, 20, 30])
+        >>> batches = ResumableLoader([10, 20, 30])
         >>> [next(batches) for _ in range(4)], batches.epoch
         ([10, 20, 30, 10], 1)
     """
@@ -438,12 +423,12 @@ class InterruptFlag:
 
 
 # cell unwrap of notebooks/05_pretraining.ipynb
-def unwrap(model: nn.Module) -> nn.Module:
+def unwrap_model(model: nn.Module) -> nn.Module:
     """The model itself, out of the wrappers of `torch.compile` and data-parallel training.
 
     Example:
         >>> layer = nn.Linear(1, 1)
-        >>> unwrap(layer) is layer
+        >>> unwrap_model(layer) is layer
         True
     """
     while True:
@@ -455,7 +440,7 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 # cell save-atomically of notebooks/05_pretraining.ipynb
 @contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
+def atomic_write(path: str | Path) -> Iterator[Path]:
     """A temporary path that takes the place of `path` at the end; on an error it is removed."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -469,7 +454,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 # cell save-checkpoint of notebooks/05_pretraining.ipynb
 def save_checkpoint(path: str | Path, model: nn.Module, optimizer: torch.optim.Optimizer,
-                    batches: BatchStream, history: History, step: int) -> None:
+                    batches: ResumableLoader, history: History, step: int) -> None:
     """Write all that the next step depends on to one file, in one move.
 
     Of several processes the first writes; all must call, since a sharded model's state dict is
@@ -478,7 +463,7 @@ def save_checkpoint(path: str | Path, model: nn.Module, optimizer: torch.optim.O
     Raises:
         OSError: the disk is full or the folder cannot be written; an older file stays as it was.
     """
-    inner = unwrap(model)
+    inner = unwrap_model(model)
     config = getattr(inner, "config", None)
     state = {
         "step": step, "config": asdict(config) if is_dataclass(config) else None,
@@ -487,9 +472,9 @@ def save_checkpoint(path: str | Path, model: nn.Module, optimizer: torch.optim.O
         "rng": torch.get_rng_state(),
         "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }
-    if not is_main():
+    if not is_main_process():
         return
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         try:
             torch.save(state, temporary)
         except (OSError, RuntimeError) as error:    # a full disk is now this, now that
@@ -499,7 +484,7 @@ def save_checkpoint(path: str | Path, model: nn.Module, optimizer: torch.optim.O
 
 # cell load-checkpoint of notebooks/05_pretraining.ipynb
 def load_checkpoint(path: str | Path, model: nn.Module, optimizer: torch.optim.Optimizer,
-                    batches: BatchStream, history: History) -> int:
+                    batches: ResumableLoader, history: History) -> int:
     """Put a run back to where `save_checkpoint` was called, and return its step.
 
     Raises:
@@ -507,7 +492,7 @@ def load_checkpoint(path: str | Path, model: nn.Module, optimizer: torch.optim.O
         ValueError: the file is no checkpoint, is damaged, or is of another model, other trained
             parameters or shorter data; the model given has not been changed.
     """
-    path, inner = Path(path), unwrap(model)
+    path, inner = Path(path), unwrap_model(model)
     if not path.is_file():
         raise FileNotFoundError(f"There is no checkpoint {path}.")
     parts = ("step", "config", "model", "optimizer", "batches", "records", "samples", "rng",
@@ -571,16 +556,16 @@ class Monitor:
         record = {"step": step, **record}
         device = next(model.parameters()).device
         if self._due(step, self.eval_every):
-            with precision_context(self.precision, device), evaluating(model, *self.loaders):
+            with autocast_context(self.precision, device), eval_mode(model, *self.loaders):
                 if self.val_loader is not None:
-                    record["val_loss"] = mean_loss(model, self.val_loader, self.loss_fn,
+                    record["val_loss"] = evaluate_loss(model, self.val_loader, self.loss_fn,
                                                    max_batches=self.eval_batches)
                 if self.metrics is not None:
-                    seen = self.metrics(unwrap(model))
+                    seen = self.metrics(unwrap_model(model))
                     record |= {name: float(value) for name, value in seen.items()}
         if self._due(step, self.sample_every):
-            with evaluating(model, *self.loaders):
-                self.history.samples.append((step, self.sample(unwrap(model))))
+            with eval_mode(model, *self.loaders):
+                self.history.samples.append((step, self.sample(unwrap_model(model))))
         self.history.records.append(record)
         if step:
             bar.set_postfix(loss=f"{record['train_loss']:.3f}", lr=f"{record['lr']:.1e}",
@@ -627,7 +612,7 @@ def plan_steps(loader: Iterable, epochs: int | None, max_steps: int | None,
 
 
 # cell is-main of notebooks/05_pretraining.ipynb
-def is_main() -> bool:
+def is_main_process() -> bool:
     """Whether this process is the one that prints and writes files: the first, or the only one."""
     return not dist.is_initialized() or dist.get_rank() == 0
 
@@ -651,8 +636,8 @@ def fit(model: nn.Module, train_loader: Iterable, *, loss_fn: Callable = lm_loss
         train_loader: gives batches; one with a `generator` is resumed exactly.
         loss_fn: `(model, batch) -> (sum of the losses, number of targets)`, as `lm_loss`.
         epochs, max_steps: passes over the loader, or steps; one of the two.
-        lr, min_lr, warmup_steps: see `warmup_cosine`; min_lr is lr / 10 unless given.
-        weight_decay, betas: see `make_optimizer`.
+        lr, min_lr, warmup_steps: see `cosine_lr_with_warmup`; min_lr is lr / 10 unless given.
+        weight_decay, betas: see `configure_optimizer`.
         optimizer: one built by the caller; lr is still set from the schedule in every group, and
             weight_decay and betas are then its own.
         grad_clip: the largest size of the gradient; None leaves it as it is.
@@ -686,8 +671,8 @@ def fit(model: nn.Module, train_loader: Iterable, *, loss_fn: Callable = lm_loss
     total, last_group = plan_steps(train_loader, epochs, max_steps, accumulate)
     lr, min_lr = float(lr), float(lr / 10 if min_lr is None else min_lr)
     model.to(device)
-    optimizer = check_optimizer(optimizer or make_optimizer(model, lr, weight_decay, betas), model)
-    batches, history, main = BatchStream(train_loader), History(), is_main()
+    optimizer = check_optimizer(optimizer or configure_optimizer(model, lr, weight_decay, betas), model)
+    batches, history, main = ResumableLoader(train_loader), History(), is_main_process()
     watch = Monitor(history, total, loss_fn, precision, val_loader, eval_every, eval_batches,
                     metrics, sample, sample_every, log if main else None, train_loader)
     done = load_checkpoint(resume, model, optimizer, batches, history) if resume else 0
@@ -700,7 +685,7 @@ def fit(model: nn.Module, train_loader: Iterable, *, loss_fn: Callable = lm_loss
         running.train()
         while done < total and not interrupt.agreed(where):
             group = [next(batches) for _ in range(last_group if done + 1 == total else accumulate)]
-            rate = warmup_cosine(done + 1, lr=lr, min_lr=min_lr, warmup_steps=warmup_steps,
+            rate = cosine_lr_with_warmup(done + 1, lr=lr, min_lr=min_lr, warmup_steps=warmup_steps,
                                  total_steps=total)
             seen = train_step(running, group, loss_fn, optimizer, lr=rate, grad_clip=grad_clip,
                               precision=precision, step=done + 1)
@@ -712,261 +697,3 @@ def fit(model: nn.Module, train_loader: Iterable, *, loss_fn: Callable = lm_loss
             save_checkpoint(checkpoint, model, optimizer, batches, history, done)
     history.interrupted = done < total
     return history
-
-
-# cell key-map of notebooks/05_pretraining.ipynb
-def key_map(config: GPTConfig) -> dict[str, tuple[str, bool]]:
-    """Our parameter names, each with its name in GPT-2's file and whether it lies transposed there.
-
-    Example:
-        >>> config = GPTConfig(vocab_size=9, context_length=4, n_embd=8, n_head=2, n_layer=1)
-        >>> key_map(config)["blocks.0.attention.qkv.weight"]
-        ('h.0.attn.c_attn.weight', True)
-    """
-    names = {"token_embedding.weight": ("wte.weight", False),
-             "position_embedding.weight": ("wpe.weight", False),
-             "final_norm.scale": ("ln_f.weight", False), "final_norm.shift": ("ln_f.bias", False)}
-    parts = {"attention.qkv": "attn.c_attn", "attention.projection": "attn.c_proj",
-             "feed_forward.widen": "mlp.c_fc", "feed_forward.narrow": "mlp.c_proj"}
-    for i in range(config.n_layer):
-        for ours, theirs in (("norm_1", "ln_1"), ("norm_2", "ln_2")):
-            names[f"blocks.{i}.{ours}.scale"] = (f"h.{i}.{theirs}.weight", False)
-            names[f"blocks.{i}.{ours}.shift"] = (f"h.{i}.{theirs}.bias", False)
-        for ours, theirs in parts.items():
-            names[f"blocks.{i}.{ours}.weight"] = (f"h.{i}.{theirs}.weight", True)
-            if ours != "attention.qkv" or config.qkv_bias:
-                names[f"blocks.{i}.{ours}.bias"] = (f"h.{i}.{theirs}.bias", False)
-    if not config.tie_embeddings:
-        names["head.weight"] = ("lm_head.weight", False)
-    return names
-
-
-# cell read-config of notebooks/05_pretraining.ipynb
-def read_config(path: str | Path) -> GPTConfig:
-    """Read a Hugging Face `config.json` of a GPT-2.
-
-    Raises:
-        ValueError: not JSON, another kind of model, a field missing, or a variant of GPT-2 that
-            this series does not build.
-    """
-    try:
-        raw = json.loads(Path(path).read_text(encoding="utf-8"))
-        kind = raw.get("model_type")
-    except (ValueError, AttributeError) as error:
-        raise ValueError(f"{path} is not a config.json: {error}") from None
-    if kind != "gpt2":
-        raise ValueError(f"{path} describes a model of type {kind!r}; expected 'gpt2'.")
-    fixed = {"activation_function": "gelu_new", "scale_attn_weights": True, "n_inner": None,
-             "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False}
-    for name, value in fixed.items():
-        allowed = (value, 4 * raw.get("n_embd", 0)) if name == "n_inner" else (value,)
-        if raw.get(name, value) not in allowed:
-            raise ValueError(f"{path} has {name} = {raw[name]!r}; this series builds {value!r} "
-                             "only.")
-    missing = [k for k in ("vocab_size", "n_embd", "n_head", "n_layer") if k not in raw]
-    length = raw.get("n_positions", raw.get("n_ctx"))
-    if missing or length is None:
-        raise ValueError(f"{path} lacks {', '.join(missing) or 'n_positions'}.")
-    try:
-        return GPTConfig(vocab_size=raw["vocab_size"], context_length=length, n_embd=raw["n_embd"],
-                         n_head=raw["n_head"], n_layer=raw["n_layer"],
-                         dropout=raw.get("resid_pdrop", 0.1),
-                         tie_embeddings=raw.get("tie_word_embeddings", True),
-                         norm_eps=raw.get("layer_norm_epsilon", 1e-5),
-                         bos_id=raw.get("bos_token_id"), eos_id=raw.get("eos_token_id"))
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path} does not describe a GPT of this series: {error}") from None
-
-
-# cell read-weights of notebooks/05_pretraining.ipynb
-def read_weights(path: str | Path, config: GPTConfig, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The tensors of a GPT-2 safetensors file under our names, transposed where need be.
-
-    Names may carry the prefix `transformer.` or not; the old `attn.bias` buffers are passed over,
-    and so is `lm_head.weight` where the embeddings are tied.
-
-    Raises:
-        ValueError: not a safetensors file, or names missing, unexpected, or of another shape.
-    """
-    with torch.device("meta"):
-        expected = {k: tuple(v.shape) for k, v in GPT(config).state_dict().items()}
-    problems, sources, weights = [], {}, {}
-    try:
-        with safe_open(path, framework="pt") as file:
-            keys = list(file.keys())
-            there = {name.removeprefix("transformer."): name for name in keys}
-            for ours, (theirs, transposed) in key_map(config).items():
-                if theirs not in there:
-                    problems.append(f"{theirs} is missing")
-                    continue
-                sources[ours] = there.pop(theirs)
-                shape = tuple(file.get_slice(sources[ours]).get_shape())
-                shape = shape[::-1] if transposed else shape
-                if shape != expected[ours]:
-                    problems.append(f"{theirs} has shape {shape}, expected {expected[ours]}")
-            buffers = tuple(f".attn.{name}" for name in ("bias", "masked_bias"))
-            foreign = [n for n in there if not n.endswith(buffers) and n != "lm_head.weight"]
-            problems += [f"{name} is unexpected" for name in foreign]
-            if problems:
-                raise ValueError(f"{path} does not fit its config: {'; '.join(problems)}.")
-        for ours, (_, transposed) in key_map(config).items():
-            with safe_open(path, framework="pt") as file:     # anew, which gives its memory back
-                tensor = file.get_tensor(sources[ours])
-            tensor = tensor.t() if transposed else tensor
-            weights[ours] = torch.empty(expected[ours], dtype=dtype).copy_(tensor)
-            del tensor
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a whole safetensors file: {error}.") from None
-    return weights
-
-
-# cell load-pretrained of notebooks/05_pretraining.ipynb
-def load_pretrained(folder_or_name: str | Path, *, dtype: torch.dtype = torch.float32
-                    ) -> tuple[GPT, tiktoken.Encoding]:
-    """Open a GPT-2 folder, ours or the Hugging Face hub's: the model in eval mode, its tokenizer.
-
-    Args:
-        folder_or_name: a folder with config.json, model.safetensors, vocab.json and merges.txt;
-            "tiny"; "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"; or a name on the hub.
-        dtype: of the weights in memory, whatever the file holds.
-
-    Raises:
-        FileNotFoundError: no such folder or name, or a file missing in it.
-        ValueError: a file that is damaged, or that does not fit the others.
-
-    Example:
-        >>> model, tokenizer = load_pretrained("tiny")
-        >>> model.config.vocab_size == tokenizer.n_vocab
-        True
-    """
-    names = ["config.json", "model.safetensors", "vocab.json", "merges.txt"]
-    paths = find_files(folder_or_name, names)
-    config, tokenizer = read_config(paths[0]), load_tokenizer(paths[2].parent)
-    if tokenizer.n_vocab > config.vocab_size:
-        raise ValueError(f"{paths[0].parent}: the tokenizer has {tokenizer.n_vocab} tokens, the "
-                         f"model {config.vocab_size}; they do not belong together.")
-    weights = read_weights(paths[1], config, dtype)
-    with torch.device("meta"):
-        model = GPT(config)
-    model.load_state_dict(weights, strict=False, assign=True)
-    model.tie()
-    return model.eval(), tokenizer
-
-
-# cell save-pretrained of notebooks/05_pretraining.ipynb
-def save_pretrained(model: GPT, tokenizer: tiktoken.Encoding, folder: str | Path, *,
-                    dtype: torch.dtype | None = None) -> None:
-    """Write a folder that `load_pretrained` and `transformers` open, with equal logits and ids.
-
-    A model without qkv bias is written with a bias of zeros, which GPT-2's format demands.
-
-    Args:
-        dtype: of the weights in the file; as they are in memory unless given.
-
-    Raises:
-        ValueError: the tokenizer has more tokens than the model.
-        OSError: the folder cannot be written; what lay there before is untouched.
-    """
-    model, folder = unwrap(model), Path(folder)
-    config = model.config
-    if tokenizer.n_vocab > config.vocab_size:
-        raise ValueError(f"The tokenizer has {tokenizer.n_vocab} tokens, the model "
-                         f"{config.vocab_size}.")
-    state = model.state_dict()
-    weights = {}
-    for ours, (theirs, transposed) in key_map(config).items():
-        name = theirs if theirs.startswith("lm_head") else f"transformer.{theirs}"
-        tensor = state[ours].detach().to("cpu", dtype or state[ours].dtype)
-        weights[name] = (tensor.t() if transposed else tensor).contiguous()
-    if not config.qkv_bias:
-        for i in range(config.n_layer):
-            like = weights[f"transformer.h.{i}.attn.c_attn.weight"]
-            weights[f"transformer.h.{i}.attn.c_attn.bias"] = like.new_zeros(3 * config.n_embd)
-    stored = next(iter(weights.values())).dtype
-    description = {
-        "model_type": "gpt2", "architectures": ["GPT2LMHeadModel"],
-        "vocab_size": config.vocab_size, "n_positions": config.context_length,
-        "n_embd": config.n_embd, "n_head": config.n_head, "n_layer": config.n_layer,
-        "activation_function": "gelu_new", "layer_norm_epsilon": config.norm_eps,
-        "resid_pdrop": config.dropout, "embd_pdrop": config.dropout, "attn_pdrop": config.dropout,
-        "tie_word_embeddings": config.tie_embeddings, "bos_token_id": config.bos_id,
-        "eos_token_id": config.eos_id, "torch_dtype": str(stored).removeprefix("torch."),
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".", suffix=".part") as part:
-        save_tokenizer(tokenizer, part)
-        try:
-            save_file(weights, Path(part, "model.safetensors"), metadata={"format": "pt"})
-        except SafetensorError as error:
-            raise OSError(f"{folder / 'model.safetensors'} could not be written ({error}). Is the "
-                          "disk full?") from error
-        text = json.dumps(description, indent=1) + "\n"
-        Path(part, "config.json").write_text(text, encoding="utf-8", newline="\n")
-        for path in Path(part).iterdir():
-            os.replace(path, folder / path.name)
-
-
-# cell bend of notebooks/05_pretraining.ipynb
-def bend(logits: Tensor, temperature: float = 1.0, top_k: int | None = None,
-         top_p: float | None = None) -> Tensor:
-    """Probabilities (B, V) from logits (B, V) after temperature, then top-k, then top-p.
-
-    Of equal logits those with smaller ids are kept first, so that top_k=1 is `greedy`.
-
-    Example:
-        >>> bend(torch.tensor([[2.0, 1.0, 0.0]]), top_k=2).round(decimals=2)
-        tensor([[0.7300, 0.2700, 0.0000]])
-    """
-    logits = logits.float()
-    if top_k is not None and top_k < logits.shape[-1]:
-        last = logits.topk(top_k).values[..., -1:]         # (B, 1), the smallest that is kept
-        above, equal = logits > last, logits == last
-        room = top_k - above.sum(dim=-1, keepdim=True)
-        logits = logits.masked_fill(~(above | equal & (equal.cumsum(dim=-1) <= room)), -math.inf)
-    highest = logits.max(dim=-1, keepdim=True).values      # taken off first: nothing overflows
-    probabilities = ((logits - highest) / temperature).softmax(dim=-1)
-    if top_p is not None and top_p < 1:
-        ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
-        before = ordered.cumsum(dim=-1) - ordered          # the share reached without this token
-        ordered = ordered.masked_fill(before >= top_p, 0.0)
-        probabilities = torch.zeros_like(ordered).scatter(-1, order, ordered)
-        probabilities /= probabilities.sum(dim=-1, keepdim=True)
-    return probabilities
-
-
-# cell sampler of notebooks/05_pretraining.ipynb
-def sampler(temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None,
-            seed: int | None = None) -> Callable[[Tensor], Tensor]:
-    """A `pick` for `generate` that draws from the bent distribution.
-
-    Args:
-        temperature: divides the logits; 0 is greedy.
-        top_k: keep the k likeliest tokens; more than there are keeps all.
-        top_p: keep the likeliest tokens that together reach this share (Holtzman et al. 2020,
-            arXiv:1904.09751), at least one.
-        seed: of the sampler's own generator; without it PyTorch's global one is used.
-
-    Raises:
-        ValueError: temperature below 0 or infinite, top_k below 1, or top_p outside (0, 1].
-
-    Example:
-        >>> sampler(temperature=0)(torch.tensor([[0.1, 0.9]]))
-        tensor([1])
-    """
-    if not 0 <= temperature < math.inf:
-        raise ValueError(f"temperature must be 0 or more and finite, not {temperature}.")
-    if top_k is not None and top_k < 1:
-        raise ValueError(f"top_k must be at least 1, not {top_k}.")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise ValueError(f"top_p must be above 0 and at most 1, not {top_p}.")
-    if temperature == 0:
-        return greedy
-    generators: dict[torch.device, torch.Generator] = {}
-
-    def pick(logits: Tensor) -> Tensor:
-        if seed is not None and logits.device not in generators:
-            generators[logits.device] = torch.Generator(logits.device).manual_seed(seed)
-        kept = bend(logits, temperature, top_k, top_p)
-        return torch.multinomial(kept, 1, generator=generators.get(logits.device))[:, 0]
-
-    return pick

@@ -13,68 +13,37 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
 
-import numpy as np
 import regex
 import tiktoken
-import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
-from helpers.setup import explain, fetch, find_root
+from helpers.common import find_root
+from helpers.download import explain, fetch
 
 __all__ = [
-    "read_text",
-    "byte_symbols",
+    "bytes_to_unicode",
     "SPLIT_PATTERN",
     "END_OF_TEXT",
-    "merge_pair",
+    "merge",
     "learn_merges",
     "make_encoding",
     "train_bpe",
-    "token_ranks",
-    "bpe_encode",
-    "eos_id",
+    "mergeable_ranks",
+    "bpe",
+    "eos_token_id",
     "encode",
     "save_tokenizer",
     "find_files",
-    "read_merges",
+    "load_merges",
     "load_tokenizer",
-    "TokenWindows",
-    "make_loader",
 ]
 
 
-# cell read-text of notebooks/02_text.ipynb
-def read_text(path: str | Path) -> str:
-    """Read a UTF-8 text file whole, with line ends turned into `\\n`.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is not UTF-8, or holds nothing but white space.
-
-    Example:
-        >>> read_text(find_root() / "data" / "story.txt")[:1] != ""
-        True
-    """
-    path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path} is not UTF-8: byte {error.object[error.start]:#04x} at offset {error.start}. "
-            "Save it as UTF-8, or decode it with its own encoding first."
-        ) from None
-    if not text.strip():
-        raise ValueError(f"{path} is empty: expected some text to read.")
-    return text
-
-
 # cell byte-symbols of notebooks/02_text.ipynb
-def byte_symbols() -> dict[int, str]:
+def bytes_to_unicode() -> dict[int, str]:
     """The printable character that stands for each byte in GPT-2's files, in the order of the ids.
 
     Example:
-        >>> symbols = byte_symbols()
+        >>> symbols = bytes_to_unicode()
         >>> symbols[ord("A")], symbols[ord(" ")], list(symbols)[0]
         ('A', 'Ġ', 33)
     """
@@ -95,11 +64,11 @@ END_OF_TEXT = "<|endoftext|>"
 
 
 # cell merge-pair of notebooks/02_text.ipynb
-def merge_pair(ids: list[int], pair: tuple[int, int], new_id: int) -> list[int]:
+def merge(ids: list[int], pair: tuple[int, int], new_id: int) -> list[int]:
     """Replace each occurrence of `pair` in `ids`, from the left, by `new_id`.
 
     Example:
-        >>> merge_pair([1, 2, 3, 1, 2], (1, 2), 9)
+        >>> merge([1, 2, 3, 1, 2], (1, 2), 9)
         [9, 3, 9]
     """
     merged, i = [], 0
@@ -129,7 +98,7 @@ def learn_merges(word_counts: dict[bytes, int], n_merges: int) -> list[bytes]:
         >>> learn_merges({b"low": 5, b"lower": 2}, 2)
         [b'lo', b'low']
     """
-    byte_id = {b: i for i, b in enumerate(byte_symbols())}
+    byte_id = {b: i for i, b in enumerate(bytes_to_unicode())}
     words = [[byte_id[b] for b in word] for word in word_counts]
     counts = list(word_counts.values())
     token_bytes = [bytes([b]) for b in byte_id]
@@ -154,7 +123,7 @@ def learn_merges(word_counts: dict[bytes, int], n_merges: int) -> list[bytes]:
         token_bytes.append(token_bytes[pair[0]] + token_bytes[pair[1]])
         changed = Counter()
         for w in holders.pop(pair):
-            before, after = words[w], merge_pair(words[w], pair, new_id)
+            before, after = words[w], merge(words[w], pair, new_id)
             for old in pairwise(before):
                 changed[old] -= counts[w]
             for new in pairwise(after):
@@ -178,7 +147,7 @@ def make_encoding(name: str, merges: Sequence[bytes],
         >>> make_encoding("toy", [b"lo", b"low"]).encode_ordinary("lower")
         [257, 68, 81]
     """
-    tokens = [bytes([b]) for b in byte_symbols()] + list(merges)
+    tokens = [bytes([b]) for b in bytes_to_unicode()] + list(merges)
     ranks = {token: i for i, token in enumerate(tokens)}
     special = {token: len(tokens) + i for i, token in enumerate(specials)}
     return tiktoken.Encoding(name, pat_str=SPLIT_PATTERN, mergeable_ranks=ranks,
@@ -236,11 +205,11 @@ def train_bpe(texts: Iterable[str], vocab_size: int,
 
 
 # cell token-ranks of notebooks/02_text.ipynb
-def token_ranks(tokenizer: tiktoken.Encoding) -> dict[bytes, int]:
+def mergeable_ranks(tokenizer: tiktoken.Encoding) -> dict[bytes, int]:
     """The bytes of each ordinary token and its id, in the order of the ids.
 
     Example:
-        >>> token_ranks(make_encoding("toy", [b"lo", b"low"]))[b"low"]
+        >>> mergeable_ranks(make_encoding("toy", [b"lo", b"low"]))[b"low"]
         257
     """
     special = {tokenizer.encode_single_token(token) for token in tokenizer.special_tokens_set}
@@ -249,14 +218,14 @@ def token_ranks(tokenizer: tiktoken.Encoding) -> dict[bytes, int]:
 
 
 # cell bpe-encode of notebooks/02_text.ipynb
-def bpe_encode(data: bytes, ranks: dict[bytes, int], below: int | None = None) -> list[int]:
+def bpe(data: bytes, ranks: dict[bytes, int], below: int | None = None) -> list[int]:
     """Encode bytes by merging neighbours, lowest rank first: what tiktoken does for one piece.
 
     Any bytes at all can be encoded, valid UTF-8 or not, if `ranks` holds the 256 single bytes.
     With `below`, only merges of a lower rank than that are made.
 
     Example:
-        >>> bpe_encode(b"aab", {b"a": 0, b"b": 1, b"ab": 2})
+        >>> bpe(b"aab", {b"a": 0, b"b": 1, b"ab": 2})
         [0, 2]
     """
     limit = len(ranks) if below is None else below
@@ -272,14 +241,14 @@ def bpe_encode(data: bytes, ranks: dict[bytes, int], below: int | None = None) -
 
 
 # cell eos-id of notebooks/02_text.ipynb
-def eos_id(tokenizer: tiktoken.Encoding) -> int:
+def eos_token_id(tokenizer: tiktoken.Encoding) -> int:
     """The id of the token that ends a document.
 
     Raises:
         ValueError: the tokenizer was made without that token.
 
     Example:
-        >>> eos_id(make_encoding("bytes", []))
+        >>> eos_token_id(make_encoding("bytes", []))
         256
     """
     if END_OF_TEXT not in tokenizer.special_tokens_set:
@@ -307,7 +276,7 @@ def encode(tokenizer: tiktoken.Encoding, text: str, *, end: bool = False) -> lis
         raise ValueError(f"The text holds 500,000 or more white-space characters in a row, from "
                          f"position {run.start()}, more than tiktoken can split. Shorten them.")
     ids = tokenizer.encode_ordinary(text)
-    return [*ids, eos_id(tokenizer)] if end else ids
+    return [*ids, eos_token_id(tokenizer)] if end else ids
 
 
 # cell save-tokenizer of notebooks/02_text.ipynb
@@ -321,10 +290,10 @@ def save_tokenizer(tokenizer: tiktoken.Encoding, folder: str | Path) -> None:
     Example:
         >>> save_tokenizer(train_bpe("low lower lowest", 260), "my-tokenizer")  # doctest: +SKIP
     """
-    eos_id(tokenizer)                               # its error if there is none
-    symbols = byte_symbols()
+    eos_token_id(tokenizer)                               # its error if there is none
+    symbols = bytes_to_unicode()
     try:
-        ranks = token_ranks(tokenizer)
+        ranks = mergeable_ranks(tokenizer)
     except KeyError:                                # an id that stands for nothing
         ranks = {}
     in_order = list(ranks.values()) == list(range(len(ranks)))
@@ -343,7 +312,7 @@ def save_tokenizer(tokenizer: tiktoken.Encoding, folder: str | Path) -> None:
     vocab |= dict(sorted(special.items(), key=lambda item: item[1]))
     lines = ["#version: 0.2"]
     for token in list(ranks)[256:]:
-        halves = bpe_encode(token, ranks, below=ranks[token])
+        halves = bpe(token, ranks, below=ranks[token])
         lines.append(" ".join(written[tokenizer.decode_single_token_bytes(i)] for i in halves))
     config = {"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": False,
               "bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT, "unk_token": END_OF_TEXT}
@@ -399,13 +368,13 @@ def find_files(folder_or_name: str | Path, names: Sequence[str]) -> list[Path]:
 
 
 # cell read-merges of notebooks/02_text.ipynb
-def read_merges(vocab_path: Path, merges_path: Path) -> tuple[dict[str, int], list[list[str]]]:
+def load_merges(vocab_path: Path, merges_path: Path) -> tuple[dict[str, int], list[list[str]]]:
     """Read `vocab.json` and `merges.txt`: token to id, and the two halves of each merge.
 
     Raises:
         ValueError: a file is damaged, or is no such file.
     """
-    known = set(byte_symbols().values())
+    known = set(bytes_to_unicode().values())
     try:
         vocab = json.loads(vocab_path.read_text(encoding="utf-8"))
         lines = merges_path.read_text(encoding="utf-8").split("\n")
@@ -432,7 +401,7 @@ def _is_one_piece(token: str) -> bool:
         >>> _is_one_piece("Ġthe"), _is_one_piece("<|endoftext|>")
         (True, False)
     """
-    byte_of = {symbol: b for b, symbol in byte_symbols().items()}
+    byte_of = {symbol: b for b, symbol in bytes_to_unicode().items()}
     if not set(token) <= byte_of.keys():
         return False
     text = bytes(byte_of[symbol] for symbol in token).decode("utf-8", "ignore")
@@ -459,8 +428,8 @@ def load_tokenizer(folder_or_name: str | Path) -> tiktoken.Encoding:
         vocab_path, merges_path = fetch("gpt2-vocab"), fetch("gpt2-merges")
     else:
         vocab_path, merges_path = find_files(folder_or_name, ["vocab.json", "merges.txt"])
-    vocab, pairs = read_merges(vocab_path, merges_path)
-    byte_of = {symbol: bytes([b]) for b, symbol in byte_symbols().items()}
+    vocab, pairs = load_merges(vocab_path, merges_path)
+    byte_of = {symbol: bytes([b]) for b, symbol in bytes_to_unicode().items()}
     ranks, broken = {}, f"{vocab_path.parent}: the ids break the order of the merges"
     for i, token in enumerate([*byte_of, *map("".join, pairs)]):
         if vocab.get(token) != i:
@@ -468,7 +437,7 @@ def load_tokenizer(folder_or_name: str | Path) -> tiktoken.Encoding:
                              f"and its place in {merges_path.name} makes it {i}.")
         ranks[b"".join(byte_of[c] for c in token)] = i
     for token, pair in zip(list(ranks)[256:], pairs, strict=True):
-        if bpe_encode(token, ranks, below=ranks[token]) != [vocab.get(half) for half in pair]:
+        if bpe(token, ranks, below=ranks[token]) != [vocab.get(half) for half in pair]:
             raise ValueError(f"{broken}: {' '.join(pair)!r} is not what the merges before it in "
                              f"{merges_path.name} leave of {''.join(pair)!r}.")
     specials = [token for token, i in sorted(vocab.items(), key=lambda item: item[1])
@@ -481,78 +450,3 @@ def load_tokenizer(folder_or_name: str | Path) -> tiktoken.Encoding:
     if END_OF_TEXT not in specials:
         raise ValueError(f"{vocab_path} has no {END_OF_TEXT}, which ends a document here.")
     return make_encoding(vocab_path.parent.name, list(ranks)[256:], specials)
-
-
-# cell token-windows of notebooks/02_text.ipynb
-class TokenWindows(Dataset):
-    """Windows of a token sequence: item `i` is `(inputs, targets)`, int64 of shape (T,) each.
-
-    Args:
-        tokens: N token ids: a list, a tensor, or a (memory-mapped) array.
-        context_length: T, the length of a window.
-        stride: tokens from the start of one window to the next; `context_length` unless given.
-
-    Raises:
-        ValueError: context_length or stride below 1, too few tokens for one window, or tokens that
-            are not one flat sequence.
-
-    Example:
-        >>> TokenWindows([5, 6, 7, 8, 9], context_length=2)[1]
-        (tensor([7, 8]), tensor([8, 9]))
-    """
-
-    def __init__(self, tokens: Sequence[int] | Tensor | np.ndarray, context_length: int,
-                 stride: int | None = None) -> None:
-        stride = context_length if stride is None else stride
-        if context_length < 1 or stride < 1:
-            raise ValueError("context_length and stride must be at least 1, "
-                             f"not {context_length} and {stride}.")
-        if len(tokens) < context_length + 1:
-            raise ValueError(f"The text has {len(tokens)} tokens; one window of context_length "
-                             f"{context_length} and its targets need {context_length + 1}.")
-        self.tokens = tokens if isinstance(tokens, np.ndarray) else torch.as_tensor(tokens)
-        if self.tokens.ndim != 1:
-            raise ValueError("tokens must be one flat sequence of ids, "
-                             f"not of shape {tuple(self.tokens.shape)}.")
-        self.context_length, self.stride = context_length, stride
-
-    def __len__(self) -> int:
-        return (len(self.tokens) - self.context_length - 1) // self.stride + 1
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"window {index} of {len(self)}")
-        start = index % len(self) * self.stride
-        chunk = self.tokens[start:start + self.context_length + 1]
-        if isinstance(chunk, np.ndarray):           # uint16 on disk, which embeddings do not take
-            chunk = torch.from_numpy(chunk.astype(np.int64))
-        chunk = chunk.long()
-        return chunk[:-1], chunk[1:]
-
-
-# cell make-loader of notebooks/02_text.ipynb
-def make_loader(tokens: Sequence[int] | Tensor | np.ndarray, *, context_length: int,
-                batch_size: int, stride: int | None = None, shuffle: bool = True,
-                drop_last: bool = False, seed: int = 0) -> DataLoader:
-    """A loader of `(inputs, targets)` batches, int64 of shape (B, T), over windows of `tokens`.
-
-    Args:
-        drop_last: leave out the last batch if it has fewer than `batch_size` windows.
-        seed: of the loader's own generator; the order depends on nothing else.
-
-    Raises:
-        ValueError: as `TokenWindows`; batch_size below 1; no batch is left after `drop_last`.
-
-    Example:
-        >>> inputs, targets = next(iter(make_loader(range(9), context_length=4, batch_size=2)))
-        >>> inputs.shape
-        torch.Size([2, 4])
-    """
-    windows = TokenWindows(tokens, context_length, stride)
-    if drop_last and len(windows) < batch_size:
-        raise ValueError(f"The text has {len(windows)} windows, less than one batch of "
-                         f"{batch_size}, and drop_last leaves none. Give more text, or a smaller "
-                         "batch_size.")
-    generator = torch.Generator().manual_seed(seed)
-    return DataLoader(windows, batch_size=batch_size, shuffle=shuffle, drop_last=drop_last,
-                      generator=generator, num_workers=0)
