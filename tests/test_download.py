@@ -1,4 +1,4 @@
-"""helpers.setup: choices, device, folders, and checked downloads from a server on this machine."""
+"""helpers.download: checked downloads from a server on this machine, and model files."""
 
 import errno
 import hashlib
@@ -10,27 +10,25 @@ import lzma
 import os
 import random
 import re
+import shutil
 import threading
 import warnings
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
-import matplotlib
-import numpy as np
 import pooch
 import pytest
-import torch
 
-from helpers import setup
-from helpers.common import data_path, find_root, get_device, resolve_settings
-from helpers.download import DownloadError, fetch, read_sources
+from helpers import download
+from helpers.common import data_path, find_root
+from helpers.download import DownloadError, fetch, find_files, verify_file
 
 TEXT = b"It was a dark and stormy night.\n" * 300
 DIGEST = hashlib.sha256(TEXT).hexdigest()
 VARIABLES = (
-    "LLM_SOURCE", "LLM_BASE", "LLM_DEVICE", "LLM_DATA_DIR", "LLM_CACHE_DIR",
-    "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy",
+    "LLM_DATA_DIR", "LLM_CACHE_DIR", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy",
 )  # fmt: skip
 
 
@@ -38,6 +36,8 @@ VARIABLES = (
 def clean_environment(monkeypatch):
     for variable in VARIABLES:
         monkeypatch.delenv(variable, raising=False)
+    # pooch waits a second before it tries again
+    monkeypatch.setattr(pooch.core, "time", SimpleNamespace(sleep=lambda seconds: None))
 
 
 # ---------------------------------------------------------------------------------- fetch
@@ -144,11 +144,27 @@ def test_all_addresses_fail_with_their_reasons(server, cache, ask):
     with pytest.raises(DownloadError) as caught:
         ask(server.url + "/gone.txt", server.url + "/also-gone.txt")
     message = str(caught.value)
-    assert "/gone.txt: HTTPError: 404" in message and "/also-gone.txt: HTTPError: 404" in message
+    assert "/gone.txt: FileNotFoundError: 404" in message
+    assert "/also-gone.txt: FileNotFoundError: 404" in message
     assert DIGEST in message and f"{len(TEXT):,} bytes" in message
     assert "put night.txt into a folder" in message and "LLM_DATA_DIR" in message
     assert 'SOURCE = "sample"' in message and "https://example.org" in message
     assert in_folder(cache) == []
+
+
+def test_a_dropped_connection_gets_a_second_try(server, cache, ask):
+    url = serve(server, "/night.txt", TEXT[:1000], len(TEXT))
+    answer = Handler.do_GET
+
+    def recover(self):
+        answer(self)
+        serve(server, "/night.txt", TEXT)
+
+    Handler.do_GET = recover
+    try:
+        assert ask(url).read_bytes() == TEXT and server.asked == ["/night.txt"] * 2
+    finally:
+        Handler.do_GET = answer
 
 
 def test_wrong_hash(server, cache, ask):
@@ -269,11 +285,11 @@ def test_nothing_half_written(server, cache, ask, monkeypatch, error):
 
 
 def test_full_disk_while_unpacking(server, cache, ask, monkeypatch):
-    def full(source, target):
+    def full(source, target, *length):
         target.write(source.read()[:100])
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(setup.shutil, "copyfileobj", full)
+    monkeypatch.setattr(shutil, "copyfileobj", full)     # zipfile calls it, for pooch
     with pytest.raises(DownloadError, match="No space left"):
         ask(serve(server, "/night.zip", zipped("Night", TEXT)), member="Night")
     assert in_folder(cache) == []
@@ -353,7 +369,8 @@ def test_data_dir_without_a_hash(server, cache, shelf, ask):
     assert ask(sha256=None) == shelf / "night.txt"
     assert ask(sha256=None, size=None) == shelf / "night.txt"
     (shelf / "night.txt").write_bytes(TEXT[1:])
-    with pytest.warns(UserWarning, match="has 9,599 bytes, not 9,600"), pytest.raises(DownloadError):
+    warned = pytest.warns(UserWarning, match="has 9,599 bytes, not 9,600")
+    with warned, pytest.raises(DownloadError):
         ask(sha256=None)
 
 
@@ -366,7 +383,7 @@ def test_data_dir_missing(server, cache, monkeypatch, tmp_path, ask):
 def test_data_dir_is_relative_to_the_root(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LLM_DATA_DIR", "data/models")
-    assert setup.folder_of("LLM_DATA_DIR") == find_root() / "data" / "models"
+    assert download._folder_of("LLM_DATA_DIR") == find_root() / "data" / "models"
 
 
 def test_unknown_name():
@@ -376,14 +393,59 @@ def test_unknown_name():
 
 def test_default_cache_is_of_this_system(monkeypatch, tmp_path, server, ask):
     monkeypatch.setattr(pooch, "os_cache", lambda project: tmp_path / project)
-    assert ask(serve(server, "/a.txt", TEXT)) == tmp_path / "llm-from-tensors" / "night.txt"
+    assert ask(serve(server, "/a.txt", TEXT)) == tmp_path / "gpt-from-tensors" / "night.txt"
+
+
+def test_verify_file(tmp_path):
+    path = tmp_path / "night.txt"
+    path.write_bytes(TEXT)
+    entry = {"file": "night.txt", "size": len(TEXT), "sha256": DIGEST}
+    assert verify_file(path, entry) is None
+    path.write_bytes(b"<html>sign in</html>")
+    with pytest.raises(DownloadError, match=rf"20 bytes.*{DIGEST} \(9,600 bytes\).*web page"):
+        verify_file(path, entry)
+
+
+# --------------------------------------------------------------------------- model files
+
+
+def test_find_files_in_a_folder(tmp_path, monkeypatch):
+    tiny = find_root() / "data" / "models" / "tiny"
+    monkeypatch.chdir(tmp_path)  # "tiny" and "data/..." are relative to the series
+    assert find_files("tiny", ["config.json"]) == [tiny / "config.json"]
+    assert find_files("data/models/tiny", ["vocab.json"]) == [tiny / "vocab.json"]
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"mine lacks config\.json, vocab\.json; expected"):
+        find_files("mine", ["config.json", "vocab.json"])
+
+
+def test_find_files_that_are_nowhere(monkeypatch):
+    with pytest.raises(FileNotFoundError, match="neither a folder here .* nor a hub name"):
+        find_files("no such thing", ["config.json"])
+
+
+@pytest.mark.parametrize(("name", "asked"), [("gpt2-medium", "openai-community/gpt2-medium"),
+                                             ("me/mine", "me/mine")])
+def test_find_files_on_the_hub(monkeypatch, tmp_path, name, asked):
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda repo, file: f"{repo}/{file}")
+    assert find_files(name, ["config.json"]) == [Path(asked) / "config.json"]
+
+    def fail(repo, file):
+        raise ConnectionError("no network\nand a long story")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fail)
+    message = f"hub did not give {asked} .ConnectionError: no network.. Check the name"
+    with pytest.raises(FileNotFoundError, match=message):
+        find_files(name, ["config.json"])
 
 
 # --------------------------------------------------------------------------- sources.json
 
 
 def test_sources_json():
-    entries = read_sources()
+    entries = json.loads(data_path("sources.json").read_text(encoding="utf-8"))["files"]
     assert {"the-verdict", "sms-spam", "alpaca", "alpaca-9k", "gpt2-vocab", "gpt2-merges"} <= set(
         entries
     )
@@ -407,119 +469,3 @@ def test_sources_json():
             assert entry["member"], name
     files = [entry["file"] for entry in entries.values()]
     assert len(set(files)) == len(files)  # they share one cache folder
-
-
-# --------------------------------------------------------------------------- the small tools
-
-
-def test_choose(monkeypatch, capsys):
-    assert resolve_settings() == ("sample", "tiny")
-    assert resolve_settings("real", "gpt2-xl") == ("real", "gpt2-xl")
-    assert resolve_settings(base="openai-community/gpt2")[1] == "openai-community/gpt2"
-    assert resolve_settings(base="data/models/tiny")[1] == "data/models/tiny"
-    monkeypatch.setenv("LLM_SOURCE", "real")
-    monkeypatch.setenv("LLM_BASE", "gpt2")
-    assert resolve_settings("sample", "tiny") == ("real", "gpt2")
-    monkeypatch.setenv("LLM_SOURCE", "")  # set to nothing is not set
-    assert resolve_settings("sample")[0] == "sample"
-    assert capsys.readouterr() == ("", "")
-
-
-def test_choose_refuses(monkeypatch):
-    with pytest.raises(ValueError, match=r"SOURCE is 'Real'; allowed: sample, real$"):
-        resolve_settings("Real")
-    with pytest.raises(ValueError, match=r"BASE is 'gpt3'; allowed: tiny, gpt2, .* slash"):
-        resolve_settings(base="gpt3")
-    monkeypatch.setenv("LLM_SOURCE", "a/b")
-    with pytest.raises(ValueError, match="environment variable LLM_SOURCE is 'a/b'"):
-        resolve_settings("sample")
-
-
-@pytest.mark.parametrize(
-    ("cuda", "mps", "version", "macos", "expected"),
-    [
-        (True, True, "2.13.0", True, "cuda"),
-        (False, True, "2.13.0", True, "mps"),
-        (False, True, "2.12.1", True, "cpu"),
-        (False, True, "2.14.0", False, "cpu"),
-        (False, False, "2.14.0", True, "cpu"),
-    ],
-)
-def test_get_device_picks(monkeypatch, cuda, mps, version, macos, expected):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
-    monkeypatch.setattr(torch.backends.mps, "is_macos_or_newer", lambda major, minor: macos)
-    monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion(version))
-    assert get_device() == torch.device(expected)
-
-
-def test_get_device_by_name(monkeypatch):
-    assert get_device("cpu") == torch.device("cpu")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
-    assert get_device("cuda:1") == torch.device("cuda:1")
-    assert get_device("mps") == torch.device("mps")  # asked for: no version is checked
-    monkeypatch.setenv("LLM_DEVICE", "cpu")
-    assert get_device("cuda") == torch.device("cpu")  # the variable wins
-    with pytest.raises(ValueError, match="finds 2 CUDA devices"):
-        monkeypatch.setenv("LLM_DEVICE", "cuda:2")
-        get_device()
-
-
-@pytest.mark.parametrize("name", ["gpu", "cuda:x", "meta", "cuda", "mps"])
-def test_get_device_refuses(monkeypatch, name):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    monkeypatch.setenv("LLM_DEVICE", name)
-    with pytest.raises(ValueError, match=f"LLM_DEVICE is '{name}'"):
-        get_device()
-
-
-def test_find_root(monkeypatch, tmp_path):
-    root = Path(__file__).resolve().parent.parent
-    monkeypatch.chdir(tmp_path)
-    assert find_root() == root  # from the module's own file
-    monkeypatch.delitem(setup.__dict__, "__file__")  # as in a notebook
-    with pytest.raises(FileNotFoundError, match=re.escape(str(tmp_path))):
-        find_root()
-    below = tmp_path / "copy" / "notebooks" / "solutions"
-    below.mkdir(parents=True)
-    (tmp_path / "copy" / "data").mkdir()
-    (tmp_path / "copy" / "data" / "sources.json").write_text("{}")
-    monkeypatch.chdir(below)
-    assert find_root() == tmp_path / "copy"
-
-
-def test_data_path():
-    assert data_path("story.txt").read_text(encoding="utf-8")
-    with pytest.raises(FileNotFoundError, match=r"novel\.txt is missing"):
-        data_path("novel.txt")
-
-
-def test_set_seed():
-    def draw():
-        return random.random(), np.random.rand(), torch.rand(1).item()
-
-    setup.set_seed(3)
-    first = draw()
-    assert draw() != first
-    setup.set_seed(3)
-    assert draw() == first
-    setup.set_seed(-1)  # PyTorch allows it, so all three do
-
-
-def test_use_style():
-    with matplotlib.rc_context():
-        setup.set_plot_style()
-        assert tuple(matplotlib.rcParams["figure.figsize"]) == (5.0, 3.0)
-        for key in ("figure.facecolor", "axes.facecolor", "savefig.facecolor"):
-            assert matplotlib.rcParams[key] == "white"
-        assert not matplotlib.rcParams["savefig.transparent"]
-
-
-def test_report_environment(capsys):
-    setup.print_versions()
-    printed = capsys.readouterr().out
-    assert "Python" in printed and torch.__version__ in printed
-    assert str(find_root()) not in printed  # no path of this machine
