@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dis
+import functools
 import inspect
 import math
 import numbers
@@ -19,6 +20,22 @@ class CheckFailed(AssertionError):
     def _render_traceback_(self) -> list[str]:
         """What IPython shows: the message alone, and not the check's own lines with the answer."""
         return [f"Not right yet. {self}"]
+
+
+def guard(check: Callable[[Any], None]) -> Callable[[Any], None]:
+    """The check, with any error inside it turned into a message about the answer."""
+    @functools.wraps(check)
+    def guarded(answer: Any) -> None:
+        try:
+            return check(answer)
+        except CheckFailed:
+            raise
+        except Exception as error:
+            raise CheckFailed(
+                f"{check.__name__} could not use this answer ({type(error).__name__}: {error}). "
+                "Compare what it takes and returns with the text of the exercise."
+            ) from error
+    return guarded
 
 
 def is_unanswered(answer: Any) -> bool:
