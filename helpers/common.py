@@ -2,6 +2,7 @@
 
 Made from notebooks/01_overview.ipynb by helpers.export.
 Edit the notebook, not this file.
+The same notebook makes helpers.download.
 """
 
 import os
@@ -18,17 +19,64 @@ import numpy as np
 import torch
 
 __all__ = [
-    "find_root",
-    "data_path",
-    "atomic_write",
     "set_plot_style",
     "DATA_SOURCES",
     "BASES",
     "resolve_settings",
+    "find_root",
+    "data_path",
+    "atomic_write",
     "set_seed",
     "get_device",
     "print_versions",
 ]
+
+
+# cell set-plot-style of notebooks/01_overview.ipynb
+def set_plot_style() -> None:
+    """Set matplotlib's defaults for the figures of this series."""
+    colours = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
+    matplotlib.rcParams.update({
+        "figure.figsize": (5, 3), "figure.dpi": 100, "savefig.dpi": 100,
+        "figure.facecolor": "white", "axes.facecolor": "white",
+        "savefig.facecolor": "white", "savefig.transparent": False,
+        "figure.constrained_layout.use": True,
+        "axes.prop_cycle": matplotlib.cycler(color=colours),    # safe for colour-blind readers
+        "axes.spines.top": False, "axes.spines.right": False,
+        "axes.grid": True, "axes.axisbelow": True, "grid.color": "0.9", "grid.linewidth": 0.8,
+        "font.size": 10, "axes.titlesize": 11, "axes.labelsize": 10,
+        "xtick.labelsize": 9, "ytick.labelsize": 9, "legend.fontsize": 9,
+        "legend.frameon": False, "lines.linewidth": 1.8, "image.cmap": "viridis",
+    })
+
+
+# cell sources of notebooks/01_overview.ipynb
+DATA_SOURCES = ("sample", "real")
+
+
+# cell bases of notebooks/01_overview.ipynb
+BASES = ("tiny", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
+
+
+# cell resolve-settings of notebooks/01_overview.ipynb
+def resolve_settings(source: str | None = None, base: str | None = None) -> tuple[str, str]:
+    """Return the data source and the base model; LLM_SOURCE and LLM_BASE win over the arguments.
+
+    Example:
+        >>> resolve_settings("sample", "gpt2")
+        ('sample', 'gpt2')
+    """
+    chosen = []
+    for name, given, allowed in (("SOURCE", source, DATA_SOURCES), ("BASE", base, BASES)):
+        setting = os.environ.get("LLM_" + name)
+        value = setting or given or allowed[0]
+        is_path = allowed is BASES and ("/" in value or os.sep in value)
+        if value not in allowed and not is_path:
+            where = "the environment variable LLM_" + name if setting else name
+            more = ", or a folder or a hub name with a slash in it" if allowed is BASES else ""
+            raise ValueError(f"{where} is {value!r}; allowed: {', '.join(allowed)}{more}")
+        chosen.append(value)
+    return chosen[0], chosen[1]
 
 
 # cell find-root of notebooks/01_overview.ipynb
@@ -82,52 +130,6 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-# cell use-style of notebooks/01_overview.ipynb
-def set_plot_style() -> None:
-    """Set matplotlib's defaults for the figures of this series."""
-    colours = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
-    matplotlib.rcParams.update({
-        "figure.figsize": (5, 3), "figure.dpi": 100, "savefig.dpi": 100,
-        "figure.facecolor": "white", "axes.facecolor": "white",
-        "savefig.facecolor": "white", "savefig.transparent": False,
-        "figure.constrained_layout.use": True,
-        "axes.prop_cycle": matplotlib.cycler(color=colours),    # told apart by the colour-blind
-        "axes.spines.top": False, "axes.spines.right": False,
-        "axes.grid": True, "axes.axisbelow": True, "grid.color": "0.9", "grid.linewidth": 0.8,
-        "font.size": 10, "axes.titlesize": 11, "axes.labelsize": 10,
-        "xtick.labelsize": 9, "ytick.labelsize": 9, "legend.fontsize": 9,
-        "legend.frameon": False, "lines.linewidth": 1.8, "image.cmap": "viridis",
-    })
-
-
-# cell source-names of notebooks/01_overview.ipynb
-DATA_SOURCES = ("sample", "real")
-
-
-# cell base-names of notebooks/01_overview.ipynb
-BASES = ("tiny", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
-
-
-# cell choose of notebooks/01_overview.ipynb
-def resolve_settings(source: str | None = None, base: str | None = None) -> tuple[str, str]:
-    """Return the data source and the base model; LLM_SOURCE and LLM_BASE win over the arguments.
-
-    >>> resolve_settings("sample", "gpt2")
-    ('sample', 'gpt2')
-    """
-    picked = []
-    for name, given, allowed in (("SOURCE", source, DATA_SOURCES), ("BASE", base, BASES)):
-        setting = os.environ.get("LLM_" + name)
-        value = setting or given or allowed[0]
-        is_path = allowed is BASES and ("/" in value or os.sep in value)
-        if value not in allowed and not is_path:
-            where = "the environment variable LLM_" + name if setting else name
-            more = ", or a folder or a hub name with a slash in it" if allowed is BASES else ""
-            raise ValueError(f"{where} is {value!r}; allowed: {', '.join(allowed)}{more}")
-        picked.append(value)
-    return picked[0], picked[1]
-
-
 # cell set-seed of notebooks/01_overview.ipynb
 def set_seed(seed: int) -> None:
     """Start Python's, NumPy's and PyTorch's random numbers from `seed`."""
@@ -165,7 +167,7 @@ def get_device(name: str | None = None) -> torch.device:
     return device
 
 
-# cell report-environment of notebooks/01_overview.ipynb
+# cell print-versions of notebooks/01_overview.ipynb
 def print_versions() -> None:
     """Print the versions and the device that the notebooks run on."""
     device = get_device()

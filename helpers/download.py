@@ -2,6 +2,7 @@
 
 Made from notebooks/01_overview.ipynb by helpers.export.
 Edit the notebook, not this file.
+The same notebook makes helpers.common.
 """
 
 import errno
@@ -21,12 +22,7 @@ from urllib.parse import unquote, urlsplit
 
 from helpers.common import data_path, find_root
 
-__all__ = ["DownloadError", "sha256", "verify_file", "explain", "fetch", "find_files"]
-
-
-# cell download-error of notebooks/01_overview.ipynb
-class DownloadError(RuntimeError):
-    """A public file could not be fetched, or is not the right one; the message says what to do."""
+__all__ = ["sha256", "DownloadError", "verify_file", "explain", "fetch", "find_files"]
 
 
 # cell sha256 of notebooks/01_overview.ipynb
@@ -34,6 +30,11 @@ def sha256(path: Path) -> str:
     """Return the SHA-256 hash of a file: 64 hexadecimal digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# cell download-error of notebooks/01_overview.ipynb
+class DownloadError(RuntimeError):
+    """A public file could not be fetched, or is not the right one; the message says what to do."""
 
 
 # cell verify-file of notebooks/01_overview.ipynb

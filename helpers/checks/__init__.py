@@ -23,9 +23,9 @@ from helpers.checks.gpt import (
 )
 from helpers.checks.overview import (
     check_back_off,
-    check_mean_surprise,
-    check_my_filter,
-    check_order_of_half,
+    check_smoothed_cross_entropy,
+    check_train_filter,
+    check_sparse_length,
     check_training_days,
 )
 from helpers.checks.pretraining import (
@@ -73,10 +73,10 @@ __all__ = [
     "check_joint_gradient",
     "check_layer_norm",
     "check_log_sum_exp",
-    "check_mean_surprise",
-    "check_my_filter",
+    "check_smoothed_cross_entropy",
+    "check_train_filter",
     "check_numeric_gradient",
-    "check_order_of_half",
+    "check_sparse_length",
     "check_own_generate",
     "check_parallel_block",
     "check_parameter_count",
