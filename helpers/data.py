@@ -2,17 +2,19 @@
 
 Made from notebooks/02_text.ipynb by helpers.export.
 Edit the notebook, not this file.
+The same notebook makes helpers.tokenizer.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 
-__all__ = ["read_text", "TokenDataset", "make_dataloader"]
+__all__ = ["read_text", "TokenDataset", "make_dataloader", "pad_sequences"]
 
 
 # cell read-text of notebooks/02_text.ipynb
@@ -88,28 +90,50 @@ class TokenDataset(Dataset):
 
 
 # cell make-loader of notebooks/02_text.ipynb
-def make_dataloader(tokens: Sequence[int] | Tensor | np.ndarray, *, context_length: int,
-                batch_size: int, stride: int | None = None, shuffle: bool = True,
-                drop_last: bool = False, seed: int = 0) -> DataLoader:
-    """A loader of `(inputs, targets)` batches, int64 of shape (B, T), over windows of `tokens`.
+def make_dataloader(dataset: Dataset, *, batch_size: int, shuffle: bool = True,
+                    drop_last: bool = False, seed: int = 0,
+                    collate_fn: Callable | None = None) -> DataLoader:
+    """A loader of batches over any data set, with a generator of its own.
 
     Args:
-        drop_last: leave out the last batch if it has fewer than `batch_size` windows.
+        dataset: for example a `TokenDataset`, whose batches are (inputs, targets), int64 (B, T).
+        drop_last: leave out the last batch if it has fewer than `batch_size` items.
         seed: of the loader's own generator; the order depends on nothing else.
+        collate_fn: makes a batch of a list of items; PyTorch's stacking unless given.
 
     Raises:
-        ValueError: as `TokenDataset`; batch_size below 1; no batch is left after `drop_last`.
+        ValueError: batch_size below 1, or no batch is left after `drop_last`.
 
     Example:
-        >>> inputs, targets = next(iter(make_dataloader(range(9), context_length=4, batch_size=2)))
+        >>> windows = TokenDataset(range(9), context_length=4)
+        >>> inputs, targets = next(iter(make_dataloader(windows, batch_size=2)))
         >>> inputs.shape
         torch.Size([2, 4])
     """
-    windows = TokenDataset(tokens, context_length, stride)
-    if drop_last and len(windows) < batch_size:
-        raise ValueError(f"The text has {len(windows)} windows, less than one batch of "
+    if drop_last and len(dataset) < batch_size:
+        raise ValueError(f"The data set has {len(dataset)} items, less than one batch of "
                          f"{batch_size}, and drop_last leaves none. Give more text, or a smaller "
                          "batch_size.")
     generator = torch.Generator().manual_seed(seed)
-    return DataLoader(windows, batch_size=batch_size, shuffle=shuffle, drop_last=drop_last,
-                      generator=generator, num_workers=0)
+    return DataLoader(dataset, batch_size=batch_size, shuffle=shuffle, drop_last=drop_last,
+                      generator=generator, num_workers=0, collate_fn=collate_fn)
+
+
+# cell pad-sequences of notebooks/02_text.ipynb
+def pad_sequences(sequences: Sequence[Tensor], padding_value: int) -> tuple[Tensor, Tensor]:
+    """Sequences of unequal length as one tensor (B, T), padded on the right, and lengths (B,).
+
+    Raises:
+        ValueError: no sequence, or one without an element.
+
+    Example:
+        >>> pad_sequences([torch.tensor([5, 6]), torch.tensor([7])], padding_value=0)
+        (tensor([[5, 6],
+                [7, 0]]), tensor([2, 1]))
+    """
+    lengths = [len(sequence) for sequence in sequences]
+    if not lengths or min(lengths) < 1:
+        what = f"row {lengths.index(0)} is empty" if lengths else "there are no rows"
+        raise ValueError(f"A batch needs at least one token in each row, but {what}.")
+    padded = pad_sequence(list(sequences), batch_first=True, padding_value=padding_value)  # (B, T)
+    return padded, torch.tensor(lengths)

@@ -2,6 +2,7 @@
 
 Made from notebooks/04_gpt.ipynb by helpers.export.
 Edit the notebook, not this file.
+The same notebook makes helpers.gpt.
 """
 
 from collections.abc import Callable, Iterator, Sequence

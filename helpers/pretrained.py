@@ -2,21 +2,23 @@
 
 Made from notebooks/05_pretraining.ipynb by helpers.export.
 Edit the notebook, not this file.
+The same notebook makes helpers.training, helpers.callbacks, helpers.sampling.
 """
 
 import json
-import os
-import tempfile
+import warnings
 from pathlib import Path
 
 import tiktoken
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from helpers.common import atomic_write
+from helpers.download import find_files
 from helpers.gpt import GPT, GPTConfig
-from helpers.tokenizer import find_files, load_tokenizer, save_tokenizer
+from helpers.tokenizer import load_tokenizer, save_tokenizer
 from helpers.training import unwrap_model
 
 __all__ = ["hf_key_map", "load_config", "load_weights", "load_pretrained", "save_pretrained"]
@@ -49,9 +51,13 @@ def hf_key_map(config: GPTConfig) -> dict[str, tuple[str, bool]]:
     return names
 
 
-# cell read-config of notebooks/05_pretraining.ipynb
+# cell load-config of notebooks/05_pretraining.ipynb
 def load_config(path: str | Path) -> GPTConfig:
     """Read a Hugging Face `config.json` of a GPT-2.
+
+    Where its three dropout probabilities differ, that of the residual stream is taken, with a
+    warning; begin and end ids outside the vocabulary, which `transformers` writes by default for
+    small models, are left out.
 
     Raises:
         ValueError: not JSON, another kind of model, a field missing, or a variant of GPT-2 that
@@ -64,67 +70,68 @@ def load_config(path: str | Path) -> GPTConfig:
         raise ValueError(f"{path} is not a config.json: {error}") from None
     if kind != "gpt2":
         raise ValueError(f"{path} describes a model of type {kind!r}; expected 'gpt2'.")
-    fixed = {"activation_function": "gelu_new", "scale_attn_weights": True, "n_inner": None,
-             "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False}
-    for name, value in fixed.items():
-        allowed = (value, 4 * raw.get("n_embd", 0)) if name == "n_inner" else (value,)
-        if raw.get(name, value) not in allowed:
-            raise ValueError(f"{path} has {name} = {raw[name]!r}; this series builds {value!r} "
-                             "only.")
+    allowed = {"activation_function": ("gelu_new", "gelu_pytorch_tanh"),
+               "scale_attn_weights": (True,), "n_inner": (None, 4 * raw.get("n_embd", 0)),
+               "add_cross_attention": (False,), "scale_attn_by_inverse_layer_idx": (False,)}
+    for name, values in allowed.items():
+        if raw.get(name, values[0]) not in values:
+            raise ValueError(f"{path} has {name} = {raw[name]!r}; this series builds "
+                             f"{' or '.join(map(repr, values))} only.")
     missing = [k for k in ("vocab_size", "n_embd", "n_head", "n_layer") if k not in raw]
     length = raw.get("n_positions", raw.get("n_ctx"))
     if missing or length is None:
         raise ValueError(f"{path} lacks {', '.join(missing) or 'n_positions'}.")
+    rates = [raw.get(name, 0.1) for name in ("resid_pdrop", "embd_pdrop", "attn_pdrop")]
+    if len(set(rates)) > 1:
+        warnings.warn(f"{path} has dropout {rates} for residual stream, embeddings and attention; "
+                      f"this model uses {rates[0]} for all three.", stacklevel=2)
+    ids = {name: raw.get(name) for name in ("bos_token_id", "eos_token_id")}
     try:
+        ids = {name: i if i is None or i < raw["vocab_size"] else None for name, i in ids.items()}
         return GPTConfig(vocab_size=raw["vocab_size"], context_length=length, n_embd=raw["n_embd"],
-                         n_head=raw["n_head"], n_layer=raw["n_layer"],
-                         dropout=raw.get("resid_pdrop", 0.1),
+                         n_head=raw["n_head"], n_layer=raw["n_layer"], dropout=rates[0],
                          tie_word_embeddings=raw.get("tie_word_embeddings", True),
-                         norm_eps=raw.get("layer_norm_epsilon", 1e-5),
-                         bos_token_id=raw.get("bos_token_id"), eos_token_id=raw.get("eos_token_id"))
+                         norm_eps=raw.get("layer_norm_epsilon", 1e-5), **ids)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path} does not describe a GPT of this series: {error}") from None
 
 
-# cell read-weights of notebooks/05_pretraining.ipynb
+# cell load-weights of notebooks/05_pretraining.ipynb
 def load_weights(path: str | Path, config: GPTConfig, dtype: torch.dtype) -> dict[str, Tensor]:
     """The tensors of a GPT-2 safetensors file under our names, transposed where need be.
 
-    Names may carry the prefix `transformer.` or not; the old `attn.bias` buffers are passed over,
-    and so is `lm_head.weight` where the embeddings are tied.
+    Where the file has the dtype asked for, the tensors are views of the mapped file, read when
+    they are used; writing to them changes memory only. Names may carry the prefix `transformer.`
+    or not; the old `attn.bias` buffers are passed over, and so is `lm_head.weight` where the
+    embeddings are tied.
 
     Raises:
         ValueError: not a safetensors file, or names missing, unexpected, or of another shape.
     """
     with torch.device("meta"):
         expected = {k: tuple(v.shape) for k, v in GPT(config).state_dict().items()}
-    problems, sources, weights = [], {}, {}
+    problems, weights = [], {}
     try:
-        with safe_open(path, framework="pt") as file:
-            keys = list(file.keys())
-            there = {name.removeprefix("transformer."): name for name in keys}
-            for ours, (theirs, transposed) in hf_key_map(config).items():
-                if theirs not in there:
-                    problems.append(f"{theirs} is missing")
-                    continue
-                sources[ours] = there.pop(theirs)
-                shape = tuple(file.get_slice(sources[ours]).get_shape())
-                shape = shape[::-1] if transposed else shape
-                if shape != expected[ours]:
-                    problems.append(f"{theirs} has shape {shape}, expected {expected[ours]}")
-            buffers = tuple(f".attn.{name}" for name in ("bias", "masked_bias"))
-            foreign = [n for n in there if not n.endswith(buffers) and n != "lm_head.weight"]
-            problems += [f"{name} is unexpected" for name in foreign]
-            if problems:
-                raise ValueError(f"{path} does not fit its config: {'; '.join(problems)}.")
-        for ours, (_, transposed) in hf_key_map(config).items():
-            with safe_open(path, framework="pt") as file:     # anew, which gives its memory back
-                tensor = file.get_tensor(sources[ours])
-            tensor = tensor.t() if transposed else tensor
-            weights[ours] = torch.empty(expected[ours], dtype=dtype).copy_(tensor)
-            del tensor
+        found = {k.removeprefix("transformer."): v for k, v in load_file(path).items()}
     except SafetensorError as error:
         raise ValueError(f"{path} is not a whole safetensors file: {error}.") from None
+    for ours, (theirs, transposed) in hf_key_map(config).items():
+        if theirs not in found:
+            problems.append(f"{theirs} is missing")
+            continue
+        tensor = found.pop(theirs)
+        tensor = tensor.t() if transposed and tensor.dim() == 2 else tensor
+        if tensor.shape != expected[ours]:
+            problems.append(f"{theirs} has shape {tuple(tensor.shape)}, expected {expected[ours]}")
+        elif tensor.dtype == dtype:
+            weights[ours] = tensor
+        else:
+            weights[ours] = torch.empty(expected[ours], dtype=dtype).copy_(tensor)
+    buffers = tuple(f".attn.{name}" for name in ("bias", "masked_bias"))
+    foreign = [n for n in found if not n.endswith(buffers) and n != "lm_head.weight"]
+    problems += [f"{name} is unexpected" for name in foreign]
+    if problems:
+        raise ValueError(f"{path} does not fit its config: {'; '.join(problems)}.")
     return weights
 
 
@@ -166,22 +173,22 @@ def save_pretrained(model: GPT, tokenizer: tiktoken.Encoding, folder: str | Path
                     dtype: torch.dtype | None = None) -> None:
     """Write a folder that `load_pretrained` and `transformers` open, with equal logits and ids.
 
-    A model without qkv bias is written with a bias of zeros, which GPT-2's format demands.
+    Each file is replaced as a whole, `config.json` last. A model without qkv bias is written with
+    a bias of zeros, which GPT-2's format demands.
 
     Args:
         dtype: of the weights in the file; as they are in memory unless given.
 
     Raises:
         ValueError: the tokenizer has more tokens than the model.
-        OSError: the folder cannot be written; what lay there before is untouched.
+        OSError: a file cannot be written, for example because the disk is full.
     """
     model, folder = unwrap_model(model), Path(folder)
     config = model.config
     if tokenizer.n_vocab > config.vocab_size:
         raise ValueError(f"The tokenizer has {tokenizer.n_vocab} tokens, the model "
                          f"{config.vocab_size}.")
-    state = model.state_dict()
-    weights = {}
+    state, weights = model.state_dict(), {}
     for ours, (theirs, transposed) in hf_key_map(config).items():
         name = theirs if theirs.startswith("lm_head") else f"transformer.{theirs}"
         tensor = state[ours].detach().to("cpu", dtype or state[ours].dtype)
@@ -200,15 +207,13 @@ def save_pretrained(model: GPT, tokenizer: tiktoken.Encoding, folder: str | Path
         "tie_word_embeddings": config.tie_word_embeddings, "bos_token_id": config.bos_token_id,
         "eos_token_id": config.eos_token_id, "torch_dtype": str(stored).removeprefix("torch."),
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".", suffix=".part") as part:
-        save_tokenizer(tokenizer, part)
+    save_tokenizer(tokenizer, folder)
+    with atomic_write(folder / "model.safetensors") as temporary:
         try:
-            save_file(weights, Path(part, "model.safetensors"), metadata={"format": "pt"})
+            save_file(weights, temporary, metadata={"format": "pt"})
         except SafetensorError as error:
             raise OSError(f"{folder / 'model.safetensors'} could not be written ({error}). Is the "
                           "disk full?") from error
+    with atomic_write(folder / "config.json") as temporary:
         text = json.dumps(description, indent=1) + "\n"
-        Path(part, "config.json").write_text(text, encoding="utf-8", newline="\n")
-        for path in Path(part).iterdir():
-            os.replace(path, folder / path.name)
+        temporary.write_text(text, encoding="utf-8", newline="\n")

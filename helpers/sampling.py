@@ -2,6 +2,7 @@
 
 Made from notebooks/05_pretraining.ipynb by helpers.export.
 Edit the notebook, not this file.
+The same notebook makes helpers.training, helpers.callbacks, helpers.pretrained.
 """
 
 import math
@@ -15,9 +16,9 @@ from helpers.generation import greedy
 __all__ = ["next_token_probs", "make_sampler"]
 
 
-# cell bend of notebooks/05_pretraining.ipynb
+# cell next-token-probs of notebooks/05_pretraining.ipynb
 def next_token_probs(logits: Tensor, temperature: float = 1.0, top_k: int | None = None,
-         top_p: float | None = None) -> Tensor:
+                     top_p: float | None = None) -> Tensor:
     """Probabilities (B, V) from logits (B, V) after temperature, then top-k, then top-p.
 
     Of equal logits those with smaller ids are kept first, so that top_k=1 is `greedy`.
@@ -32,15 +33,18 @@ def next_token_probs(logits: Tensor, temperature: float = 1.0, top_k: int | None
         above, equal = logits > last, logits == last
         room = top_k - above.sum(dim=-1, keepdim=True)
         logits = logits.masked_fill(~(above | equal & (equal.cumsum(dim=-1) <= room)), -math.inf)
-    highest = logits.max(dim=-1, keepdim=True).values      # taken off first: nothing overflows
-    probabilities = ((logits - highest) / temperature).softmax(dim=-1)
+    highest = logits.max(dim=-1, keepdim=True).values      # subtracted first: nothing overflows
+    probs = ((logits - highest) / temperature).softmax(dim=-1)
     if top_p is not None and top_p < 1:
-        ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
-        before = ordered.cumsum(dim=-1) - ordered          # the share reached without this token
-        ordered = ordered.masked_fill(before >= top_p, 0.0)
-        probabilities = torch.zeros_like(ordered).scatter(-1, order, ordered)
-        probabilities /= probabilities.sum(dim=-1, keepdim=True)
-    return probabilities
+        ordered, order = probs.sort(dim=-1, descending=True, stable=True)
+        # The mass from each token to the end, summed from the small end, where rounding is small.
+        tail = ordered.flip(-1).cumsum(dim=-1).flip(-1)    # (B, V)
+        dropped = tail <= 1 - top_p                        # top_p is reached without these
+        dropped[..., 0] = False
+        ordered = ordered.masked_fill(dropped, 0.0)
+        probs = torch.zeros_like(ordered).scatter(-1, order, ordered)
+        probs /= probs.sum(dim=-1, keepdim=True)
+    return probs
 
 
 # cell sampler of notebooks/05_pretraining.ipynb

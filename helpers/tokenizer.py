@@ -2,6 +2,7 @@
 
 Made from notebooks/02_text.ipynb by helpers.export.
 Edit the notebook, not this file.
+The same notebook makes helpers.data.
 """
 
 import heapq

@@ -2,26 +2,25 @@
 
 Made from notebooks/05_pretraining.ipynb by helpers.export.
 Edit the notebook, not this file.
+The same notebook makes helpers.callbacks, helpers.pretrained, helpers.sampling.
 """
 
 import math
-import os
-import signal
-import threading
 import time
-import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, is_dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
-from pathlib import Path
 
 import pandas as pd
+import tiktoken
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm import tqdm
+
+from helpers.data import TokenDataset, make_dataloader
+from helpers.tokenizer import encode, eos_token_id
 
 __all__ = [
     "IGNORE_INDEX",
@@ -29,22 +28,18 @@ __all__ = [
     "eval_mode",
     "to_device",
     "evaluate_loss",
+    "bits_per_byte",
     "configure_optimizer",
     "check_optimizer",
     "cosine_lr_with_warmup",
     "has_fast_bfloat16",
     "autocast_context",
+    "TrainConfig",
     "train_step",
     "History",
-    "ResumableLoader",
-    "InterruptFlag",
     "unwrap_model",
-    "atomic_write",
-    "save_checkpoint",
-    "load_checkpoint",
-    "Monitor",
-    "plan_steps",
-    "is_main_process",
+    "TrainState",
+    "Callback",
     "fit",
 ]
 
@@ -70,8 +65,8 @@ def lm_loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, int
     """
     inputs, targets = batch
     logits = model(inputs)                                        # (B, T, V)
-    total = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORE_INDEX,
-                            reduction="sum")
+    total = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(),
+                            ignore_index=IGNORE_INDEX, reduction="sum")
     return total, int((targets != IGNORE_INDEX).sum())
 
 
@@ -142,9 +137,46 @@ def evaluate_loss(model: nn.Module, loader: Iterable, loss_fn: Callable = lm_los
     return total / count
 
 
-# cell make-optimizer of notebooks/05_pretraining.ipynb
+# cell bits-per-byte of notebooks/05_pretraining.ipynb
+def bits_per_byte(model: nn.Module, tokenizer: tiktoken.Encoding, documents: str | Iterable[str],
+                  *, context_length: int | None = None, batch_size: int = 8) -> float:
+    """The cross-entropy of a model on some documents, in bits for each byte of their UTF-8.
+
+    Each document is opened by the end token and read in windows that do not overlap, the last one
+    shorter, so that every token is a target once.
+
+    Args:
+        context_length: of the windows; the model's own unless given.
+
+    Raises:
+        ValueError: there is no text.
+
+    Example:
+        >>> model, tokenizer = load_pretrained("tiny")                    # doctest: +SKIP
+        >>> bits_per_byte(model, tokenizer, "Once upon a time there was a king.") < 3
+        True
+    """
+    nats, n_bytes = 0.0, 0
+    limit = context_length or unwrap_model(model).config.context_length
+    for text in [documents] if isinstance(documents, str) else documents:
+        ids = [eos_token_id(tokenizer), *encode(tokenizer, text)]
+        for start in range(0, len(ids) - 1, limit * batch_size):
+            piece = ids[start:start + limit * batch_size + 1]
+            whole = (len(piece) - 1) // limit * limit            # in full windows, then the rest
+            for part in (piece[:whole + 1], piece[whole:]):
+                if len(part) > 1:
+                    windows = TokenDataset(part, min(limit, len(part) - 1))
+                    loader = make_dataloader(windows, batch_size=batch_size, shuffle=False)
+                    nats += evaluate_loss(model, loader) * (len(part) - 1)
+        n_bytes += len(text.encode("utf-8"))
+    if not n_bytes:
+        raise ValueError("There is no text to measure on.")
+    return nats / math.log(2) / n_bytes
+
+
+# cell optimizer of notebooks/05_pretraining.ipynb
 def configure_optimizer(model: nn.Module, lr: float, weight_decay: float = 0.1,
-                   betas: tuple[float, float] = (0.9, 0.95)) -> torch.optim.AdamW:
+                        betas: tuple[float, float] = (0.9, 0.95)) -> torch.optim.AdamW:
     """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101) over what trains; decay on matrices only.
 
     Example:
@@ -152,14 +184,15 @@ def configure_optimizer(model: nn.Module, lr: float, weight_decay: float = 0.1,
         >>> [(len(g["params"]), g["weight_decay"]) for g in optimizer.param_groups]
         [(1, 0.1), (1, 0.0)]
     """
-    weights = [p for p in model.parameters() if p.requires_grad]
-    if not weights:
+    params = [p for p in model.parameters() if p.requires_grad]
+    if not params:
         raise ValueError("The model has no parameter to train: all have requires_grad = False.")
-    groups = [{"params": [p for p in weights if p.dim() >= 2], "weight_decay": weight_decay},
-              {"params": [p for p in weights if p.dim() < 2], "weight_decay": 0.0}]
-    fused = (weights[0].device.type in ("cpu", "cuda")   # it takes one memory order for granted
-             and all(p.is_contiguous() for p in weights))
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, betas=betas, fused=fused)
+    for p in params:                        # the fused form takes one memory order for granted
+        p.data = p.data.contiguous()
+    groups = [{"params": [p for p in params if p.dim() >= 2], "weight_decay": weight_decay},
+              {"params": [p for p in params if p.dim() < 2], "weight_decay": 0.0}]
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, betas=betas,
+                             fused=params[0].device.type in ("cpu", "cuda"))
 
 
 # cell check-optimizer of notebooks/05_pretraining.ipynb
@@ -226,65 +259,89 @@ def autocast_context(precision: str, device: torch.device):
     return nullcontext()
 
 
-# cell train-step of notebooks/05_pretraining.ipynb
-def train_step(model: nn.Module, batches: list, loss_fn: Callable, optimizer: torch.optim.Optimizer,
-               *, lr: float, grad_clip: float | None = 1.0, precision: str = "float32",
-               step: int = 1) -> dict:
-    """One move of the weights on one or more batches; `step` is its number, for the errors.
-
-    Returns:
-        train_loss (the mean over all targets, of all processes), targets (their number), lr,
-        grad_norm (the gradient's size before clipping) and tokens_per_s.
+# cell train-config of notebooks/05_pretraining.ipynb
+@dataclass(frozen=True)
+class TrainConfig:
+    """The hyperparameters of a training run.
 
     Raises:
-        FloatingPointError: the loss or the gradient is not finite; no weight has been touched.
+        ValueError: not exactly one of epochs and max_steps, a count below 1 or not whole, or a
+            learning rate that is not positive.
+
+    Example:
+        >>> config = TrainConfig(max_steps=1000, lr=3e-4)
+        >>> config.max_grad_norm, config.weight_decay
+        (1.0, 0.1)
+    """
+
+    epochs: int | None = None            # passes over the loader, or
+    max_steps: int | None = None         # steps: one of the two
+    lr: float = 1e-3                     # the peak of the schedule
+    min_lr: float | None = None          # its end; None: a tenth of lr
+    warmup_steps: int | None = None      # None: a tenth of the steps, 100 at most
+    weight_decay: float = 0.1            # on matrices only
+    betas: tuple[float, float] = (0.9, 0.95)
+    max_grad_norm: float | None = 1.0    # None: no gradient clipping
+    grad_accum_steps: int = 1            # micro-batches to a step
+    precision: str = "float32"           # "bfloat16" (autocast), or "auto" for the faster one
+    compile: bool = False                # run the model through torch.compile
+
+    def __post_init__(self) -> None:
+        if (self.epochs is None) == (self.max_steps is None):
+            raise ValueError("Give either epochs or max_steps, "
+                             f"not {'both' if self.epochs is not None else 'neither'}.")
+        for name in ("epochs", "max_steps", "grad_accum_steps"):
+            value = getattr(self, name)
+            if value is not None and (value < 1 or value % 1):
+                raise ValueError(f"{name} must be a whole number of at least 1, not {value}.")
+        if not self.lr > 0:
+            raise ValueError(f"lr must be above 0, not {self.lr}.")
+
+
+# cell train-step of notebooks/05_pretraining.ipynb
+def train_step(model: nn.Module, batches: list, loss_fn: Callable, optimizer: torch.optim.Optimizer,
+               *, max_grad_norm: float | None = 1.0, precision: str = "float32") -> dict:
+    """One optimizer step on one or more micro-batches.
+
+    Returns:
+        train_loss (the mean over all targets), n_targets, and grad_norm (before clipping).
+
+    Raises:
+        FloatingPointError: loss or gradient are not finite; no parameter has been changed.
         ValueError: no target in the batches counts.
     """
-    began, device = time.perf_counter(), next(model.parameters()).device
-    weights = [p for group in optimizer.param_groups for p in group["params"]]
-    sums = torch.zeros(2, dtype=torch.float64, device=device if dist.is_initialized() else "cpu")
-    optimizer.zero_grad(set_to_none=True)           # of what an earlier cell may have left there
-    with autocast_context(precision, device):
-        for i, batch in enumerate(batches):
-            last = i == len(batches) - 1
-            wait = nullcontext() if last or not hasattr(model, "no_sync") else model.no_sync()
-            with wait:                              # gradients travel once, with the last batch
-                loss, n = loss_fn(model, to_device(batch, device))
-                loss.backward()
-            sums += torch.tensor([loss.item(), n], dtype=torch.float64, device=sums.device)
-    if dist.is_initialized():
-        dist.all_reduce(sums)
-    total, count = sums.tolist()
+    device, total, count = next(model.parameters()).device, 0.0, 0
+    optimizer.zero_grad()
+    for batch in batches:
+        with autocast_context(precision, device):
+            loss, n = loss_fn(model, to_device(batch, device))     # a sum over n targets
+        loss.backward()                            # gradients of micro-batches add up
+        total, count = total + loss.item(), count + n
     if not count:
-        optimizer.zero_grad(set_to_none=True)
         raise ValueError("No target in the batch counts: all are padding or masked.")
-    ranks = dist.get_world_size() if dist.is_initialized() else 1
-    for weight in weights:
-        if weight.grad is not None:
-            weight.grad.mul_(ranks / count)         # averaged over ranks before, hence times ranks
-    norm = nn.utils.clip_grad_norm_(weights, math.inf if grad_clip is None else grad_clip).item()
-    for what, value in (("loss", total), ("gradient", norm)):
-        if not math.isfinite(value):
-            optimizer.zero_grad(set_to_none=True)
-            raise FloatingPointError(f"The {what} is {value} at step {step}, with a learning rate "
-                                     f"of {lr:.3g}. Lower the rate, or warm up longer.")
-    for group in optimizer.param_groups:
-        group["lr"] = lr
+    params = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    for p in params:
+        p.grad.div_(count)                         # of the sum, now of the mean
+    norm = nn.utils.clip_grad_norm_(params, max_grad_norm or math.inf).item()
+    if not math.isfinite(total) or not math.isfinite(norm):
+        optimizer.zero_grad()
+        raise FloatingPointError(f"the loss is {total / count}, the gradient's norm {norm}, at a "
+                                 f"learning rate of {optimizer.param_groups[0]['lr']:.3g}. Lower "
+                                 "the rate, or warm up longer.")
     optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return {"train_loss": total / count, "targets": int(count), "lr": lr, "grad_norm": norm,
-            "tokens_per_s": count / (time.perf_counter() - began)}
+    return {"train_loss": total / count, "n_targets": count, "grad_norm": norm}
 
 
 # cell history of notebooks/05_pretraining.ipynb
 class History:
-    """What a training run did: a record a step, and the samples it wrote.
+    """What a training run did: a record for each step, and the samples it generated.
 
     Attributes:
-        records: dicts with step, epoch, tokens, train_loss, lr, grad_norm, tokens_per_s, and
-            val_loss and the metrics at the steps that were evaluated.
+        records: dicts with step, epoch, n_targets (so far), train_loss, lr, grad_norm,
+            targets_per_s, and at the steps that were evaluated val_loss and the metrics.
         samples: (step, text) pairs.
-        interrupted: whether the run was stopped by hand.
+        total_steps: of the run as planned.
+        interrupted: whether it ended before.
 
     Example:
         >>> history = History([{"step": 1, "train_loss": 2.0}, {"step": 2, "val_loss": 1.5}])
@@ -292,10 +349,10 @@ class History:
         (2.0, 2)
     """
 
-    def __init__(self, records: list[dict] | None = None) -> None:
+    def __init__(self, records: list[dict] | None = None, total_steps: int = 0) -> None:
         self.records: list[dict] = records if records is not None else []
         self.samples: list[tuple[int, str]] = []
-        self.interrupted = False
+        self.total_steps, self.interrupted = total_steps, False
 
     @property
     def frame(self) -> pd.DataFrame:
@@ -308,6 +365,13 @@ class History:
             if name in record:
                 return record[name]
         raise KeyError(f"no {name!r} was recorded; there are {sorted(self.frame.columns)}")
+
+    def require_complete(self) -> "History":
+        """This history; RuntimeError if the run was cut short, so that no result rests on it."""
+        if self.interrupted:
+            raise RuntimeError(f"The run was cut short after step {self.records[-1]['step']} of "
+                               f"{self.total_steps}: run its cell again before you go on.")
+        return self
 
     def plot(self, ax=None, title: str | None = None):
         """Draw training and validation loss against steps; returns the axes."""
@@ -326,102 +390,6 @@ class History:
         return ax
 
 
-# cell batch-stream of notebooks/05_pretraining.ipynb
-class ResumableLoader:
-    """Pass after pass over a loader, with a place that can be noted and returned to.
-
-    Raises:
-        ValueError: the loader gives no batch.
-
-    Example:
-        >>> batches = ResumableLoader([10, 20, 30])
-        >>> [next(batches) for _ in range(4)], batches.epoch
-        ([10, 20, 30, 10], 1)
-    """
-
-    def __init__(self, loader: Iterable) -> None:
-        self.loader, self.epoch, self.batch = loader, 0, 0
-        own = getattr(loader, "generator", None)       # else it shuffles with PyTorch's global one
-        self.generator = torch.default_generator if own is None else own
-        self._start()
-
-    def _start(self) -> None:
-        """Begin a pass, and remember the generator's state from before it was shuffled."""
-        self.state = self.generator.get_state()
-        if hasattr(getattr(self.loader, "sampler", None), "set_epoch"):
-            self.loader.sampler.set_epoch(self.epoch)      # each pass its own order on every rank
-        self.iterator, self.batch = iter(self.loader), 0
-
-    def __next__(self) -> object:
-        try:
-            item = next(self.iterator)
-        except StopIteration:
-            if self.batch == 0:
-                raise ValueError("The loader is empty: it gave no batch to train on in pass "
-                                 f"{self.epoch + 1}. Can it be read only once?") from None
-            self.epoch += 1
-            self._start()
-            return next(self)
-        self.batch += 1
-        return item
-
-    def state_dict(self) -> dict:
-        """The place, as plain data."""
-        return {"epoch": self.epoch, "batch": self.batch, "generator": self.state}
-
-    def load_state_dict(self, place: dict) -> None:
-        """Go to a place noted before, on the same data.
-
-        Raises:
-            ValueError: the loader has fewer batches than were read then.
-        """
-        if place["generator"] is not None:
-            self.generator.set_state(place["generator"])
-        self.epoch = place["epoch"]
-        self._start()
-        for _ in range(place["batch"]):
-            next(self)
-        if self.epoch != place["epoch"]:
-            raise ValueError(f"The loader has fewer than the {place['batch']} batches of a pass "
-                             "that had been read: resume with the data and batch size of that run.")
-
-
-# cell interrupt-flag of notebooks/05_pretraining.ipynb
-class InterruptFlag:
-    """Within it the first interrupt sets `raised`; the second is a KeyboardInterrupt as usual.
-
-    Example:
-        >>> with InterruptFlag() as flag:
-        ...     print(flag.raised)
-        False
-    """
-
-    def __init__(self) -> None:
-        self.raised, self._before = False, None
-
-    def __enter__(self) -> "InterruptFlag":
-        if threading.current_thread() is threading.main_thread():   # signals arrive only there
-            self._before = signal.signal(signal.SIGINT, self._note)
-        return self
-
-    def _note(self, number: int, frame: object) -> None:
-        if self.raised:
-            raise KeyboardInterrupt
-        self.raised = True
-
-    def agreed(self, device: torch.device) -> bool:
-        """Whether any process was interrupted, so that all of them stop at the same step."""
-        if not dist.is_initialized():
-            return self.raised
-        flag = torch.tensor(float(self.raised), device=device)
-        dist.all_reduce(flag, op=dist.ReduceOp.MAX)
-        return bool(flag)
-
-    def __exit__(self, *error: object) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)
-
-
 # cell unwrap of notebooks/05_pretraining.ipynb
 def unwrap_model(model: nn.Module) -> nn.Module:
     """The model itself, out of the wrappers of `torch.compile` and data-parallel training.
@@ -438,262 +406,155 @@ def unwrap_model(model: nn.Module) -> nn.Module:
         model = inner
 
 
-# cell save-atomically of notebooks/05_pretraining.ipynb
-@contextmanager
-def atomic_write(path: str | Path) -> Iterator[Path]:
-    """A temporary path that takes the place of `path` at the end; on an error it is removed."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+# cell train-state of notebooks/05_pretraining.ipynb
+@dataclass
+class TrainState:
+    """What a training run knows while it goes on; callbacks read it, and may change it."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    config: TrainConfig
+    loss_fn: Callable
+    train_loader: Iterable
+    history: History
+    total_steps: int
+    batches: Iterator | None = None      # micro-batches, epoch after epoch
+    step: int = 0                        # steps done
+    epoch: int = 0                       # passes over the loader that are complete
+    n_targets: int = 0                   # targets that have counted so far
+    record: dict = field(default_factory=dict)      # of the step just done
+    should_stop: bool = False            # set by a callback: stop after this step
+    error: BaseException | None = None   # what ended the run, if something did
 
 
-# cell save-checkpoint of notebooks/05_pretraining.ipynb
-def save_checkpoint(path: str | Path, model: nn.Module, optimizer: torch.optim.Optimizer,
-                    batches: ResumableLoader, history: History, step: int) -> None:
-    """Write all that the next step depends on to one file, in one move.
+# cell callback of notebooks/05_pretraining.ipynb
+class Callback:
+    """Something to do while `fit` trains: override the moments that matter, all do nothing here.
 
-    Of several processes the first writes; all must call, since a sharded model's state dict is
-    put together from theirs.
-
-    Raises:
-        OSError: the disk is full or the folder cannot be written; an older file stays as it was.
-    """
-    inner = unwrap_model(model)
-    config = getattr(inner, "config", None)
-    state = {
-        "step": step, "config": asdict(config) if is_dataclass(config) else None,
-        "model": inner.state_dict(), "optimizer": optimizer.state_dict(),
-        "batches": batches.state_dict(), "records": history.records, "samples": history.samples,
-        "rng": torch.get_rng_state(),
-        "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-    }
-    if not is_main_process():
-        return
-    with atomic_write(path) as temporary:
-        try:
-            torch.save(state, temporary)
-        except (OSError, RuntimeError) as error:    # a full disk is now this, now that
-            raise OSError(f"The checkpoint {path} could not be written ({error}). Is the disk "
-                          "full? An older checkpoint of that name is untouched.") from error
-
-
-# cell load-checkpoint of notebooks/05_pretraining.ipynb
-def load_checkpoint(path: str | Path, model: nn.Module, optimizer: torch.optim.Optimizer,
-                    batches: ResumableLoader, history: History) -> int:
-    """Put a run back to where `save_checkpoint` was called, and return its step.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is no checkpoint, is damaged, or is of another model, other trained
-            parameters or shorter data; the model given has not been changed.
-    """
-    path, inner = Path(path), unwrap_model(model)
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no checkpoint {path}.")
-    parts = ("step", "config", "model", "optimizer", "batches", "records", "samples", "rng",
-             "cuda_rng")
-    try:
-        with zipfile.ZipFile(path) as archive:             # torch.load does not look at checksums
-            if archive.testzip() is not None:
-                raise ValueError("wrong checksum")
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        step, found, names, *_ = (state[part] for part in parts)
-    except Exception as error:
-        raise ValueError(f"{path} is not a checkpoint of this series, or is damaged "
-                         f"({type(error).__name__}).") from error
-    config = getattr(inner, "config", None)
-    expected = asdict(config) if is_dataclass(config) else None
-    if found != expected:
-        keys = sorted((found or {}).keys() | (expected or {}).keys())
-        differing = [f"{k}: {(found or {}).get(k)} there, {(expected or {}).get(k)} here"
-                     for k in keys if (found or {}).get(k) != (expected or {}).get(k)]
-        raise ValueError(f"{path} is of another model: " + "; ".join(differing))
-    shapes = {k: v.shape for k, v in inner.state_dict().items()}
-    if shapes != {k: v.shape for k, v in state["model"].items()}:
-        odd = sorted(shapes.keys() ^ names.keys()) or "the same names with other shapes"
-        raise ValueError(f"{path} does not fit this model: {odd}")
-    try:
-        optimizer.load_state_dict(state["optimizer"])
-    except ValueError as error:
-        raise ValueError(f"{path} trained other parameters than are to be trained now: which of "
-                         f"them has requires_grad? ({error})") from None
-    batches.load_state_dict(state["batches"])
-    inner.load_state_dict(state["model"])
-    history.records[:] = state["records"]
-    history.samples[:] = [tuple(sample) for sample in state["samples"]]
-    torch.set_rng_state(state["rng"])
-    if torch.cuda.is_available() and len(state["cuda_rng"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda_rng"])
-    return step
-
-
-# cell monitor of notebooks/05_pretraining.ipynb
-class Monitor:
-    """Looks at a model while it trains and writes what it sees into the history.
-
-    Evaluations and samples come at step 0, every so many steps, and at the end; none of them
-    changes how the training goes on. The arguments are those of `fit`.
+    `on_train_start` is called from the last callback of the list to the first, the other two from
+    the first to the last: what is listed last restores before the others look, and saves after
+    they have written.
     """
 
-    def __init__(self, history: History, total_steps: int, loss_fn: Callable, precision: str,
-                 val_loader: Iterable | None, eval_every: int | None, eval_batches: int | None,
-                 metrics: Callable | None, sample: Callable | None, sample_every: int | None,
-                 log: Callable | None, train_loader: Iterable | None = None) -> None:
-        self.history, self.total_steps, self.loss_fn = history, total_steps, loss_fn
-        self.precision, self.val_loader, self.eval_batches = precision, val_loader, eval_batches
-        self.eval_every = eval_every or (total_steps if val_loader is not None or metrics else None)
-        self.metrics, self.sample, self.log = metrics, sample, log
-        self.sample_every = sample_every or (total_steps if sample else None)
-        self.loaders = train_loader, val_loader     # whose order looking must not change
+    def on_train_start(self, state: TrainState) -> None:
+        """Before the first step."""
 
-    def __call__(self, step: int, model: nn.Module, record: dict, bar: tqdm) -> None:
-        """Complete the record of a step, keep it, and show it."""
-        record = {"step": step, **record}
-        device = next(model.parameters()).device
-        if self._due(step, self.eval_every):
-            with autocast_context(self.precision, device), eval_mode(model, *self.loaders):
-                if self.val_loader is not None:
-                    record["val_loss"] = evaluate_loss(model, self.val_loader, self.loss_fn,
-                                                   max_batches=self.eval_batches)
-                if self.metrics is not None:
-                    seen = self.metrics(unwrap_model(model))
-                    record |= {name: float(value) for name, value in seen.items()}
-        if self._due(step, self.sample_every):
-            with eval_mode(model, *self.loaders):
-                self.history.samples.append((step, self.sample(unwrap_model(model))))
-        self.history.records.append(record)
-        if step:
-            bar.set_postfix(loss=f"{record['train_loss']:.3f}", lr=f"{record['lr']:.1e}",
-                            tok_s=f"{record['tokens_per_s']:,.0f}", refresh=False)
-            bar.update()
-        if self.log is not None:
-            self.log(record)
+    def on_step_end(self, state: TrainState) -> None:
+        """After each step; `state.record` is its record, already in the history."""
 
-    def _due(self, step: int, every: int | None) -> bool:
-        return bool(every) and (step % every == 0 or step == self.total_steps)
+    def on_train_end(self, state: TrainState) -> None:
+        """At the end, also after an error, which is then in `state.error`."""
 
 
-# cell plan-steps of notebooks/05_pretraining.ipynb
-def plan_steps(loader: Iterable, epochs: int | None, max_steps: int | None,
-               accumulate: int) -> tuple[int, int]:
-    """How many steps a run has, and how many batches the last of them takes.
+# cell cycle of notebooks/05_pretraining.ipynb
+def _cycle(state: TrainState) -> Iterator:
+    """The batches of the train loader, epoch after epoch."""
+    while True:
+        empty = True
+        for batch in state.train_loader:
+            empty = False
+            yield batch
+        if empty:
+            raise ValueError("The loader is empty: it gave no batch to train on in pass "
+                             f"{state.epoch + 1}. Can it be read only once?")
+        state.epoch += 1
 
-    Raises:
-        ValueError: no or both of epochs and max_steps, a count that is not whole or below 1, or
-            epochs for a loader that does not know its length.
 
-    Example:
-        >>> plan_steps([1, 2, 3], epochs=1, max_steps=None, accumulate=2)
-        (2, 1)
-    """
-    if (epochs is None) == (max_steps is None):
-        raise ValueError("Give either epochs or max_steps, "
-                         f"not {'both' if epochs is not None else 'neither'}.")
-    for name, value in (("epochs", epochs), ("max_steps", max_steps), ("accumulate", accumulate)):
-        if value is not None and (value < 1 or value % 1):
-            raise ValueError(f"{name} must be a whole number of at least 1, not {value}.")
-    if max_steps is not None:
-        return max_steps, accumulate
+# cell count-steps of notebooks/05_pretraining.ipynb
+def _count_steps(loader: Iterable, config: TrainConfig) -> tuple[int, int]:
+    """How many steps a run has, and how many micro-batches the last of them takes."""
+    if config.max_steps is not None:
+        return config.max_steps, config.grad_accum_steps
     try:
-        n_batches = int(epochs) * len(loader)
+        n_batches = int(config.epochs) * len(loader)
     except TypeError:
         raise ValueError("The loader does not know its length, so epochs cannot be counted "
                          "beforehand: give max_steps.") from None
     if not n_batches:
         raise ValueError("The loader is empty: there is no batch to train on. Is the text too "
                          "short for one batch, with drop_last?")
-    total = math.ceil(n_batches / accumulate)
-    return total, n_batches - (total - 1) * accumulate
+    total = math.ceil(n_batches / config.grad_accum_steps)
+    return total, n_batches - (total - 1) * config.grad_accum_steps
 
 
-# cell is-main of notebooks/05_pretraining.ipynb
-def is_main_process() -> bool:
-    """Whether this process is the one that prints and writes files: the first, or the only one."""
-    return not dist.is_initialized() or dist.get_rank() == 0
+# cell advance of notebooks/05_pretraining.ipynb
+def _advance(state: TrainState, lr: float, n_batches: int) -> None:
+    """One step of `fit`: take the micro-batches, move the weights, write the record."""
+    began, config = time.perf_counter(), state.config
+    batches = [next(state.batches) for _ in range(n_batches)]
+    for group in state.optimizer.param_groups:
+        group["lr"] = lr
+    try:
+        made = train_step(state.model, batches, state.loss_fn, state.optimizer,
+                          max_grad_norm=config.max_grad_norm, precision=config.precision)
+    except FloatingPointError as error:
+        raise FloatingPointError(f"At step {state.step + 1} {error}") from None
+    n_targets = made.pop("n_targets")
+    state.step, state.n_targets = state.step + 1, state.n_targets + n_targets
+    state.record = {"step": state.step, "epoch": state.epoch, "n_targets": state.n_targets,
+                    "lr": lr, **made, "targets_per_s": n_targets / (time.perf_counter() - began)}
+    state.history.records.append(state.record)
 
 
 # cell fit of notebooks/05_pretraining.ipynb
-def fit(model: nn.Module, train_loader: Iterable, *, loss_fn: Callable = lm_loss,
-        epochs: int | None = None, max_steps: int | None = None, lr: float = 1e-3,
-        min_lr: float | None = None, warmup_steps: int = 0, weight_decay: float = 0.1,
-        betas: tuple[float, float] = (0.9, 0.95), optimizer: torch.optim.Optimizer | None = None,
-        grad_clip: float | None = 1.0, accumulate: int = 1, precision: str = "float32",
-        val_loader: Iterable | None = None, eval_every: int | None = None,
-        eval_batches: int | None = None, metrics: Callable[[nn.Module], dict] | None = None,
-        sample: Callable[[nn.Module], str] | None = None, sample_every: int | None = None,
-        checkpoint: str | Path | None = None, checkpoint_every: int | None = None,
-        resume: str | Path | None = None, device: torch.device | str | None = None,
-        compile: bool = False, progress: bool = True, log: Callable | None = None) -> History:
-    """Train a model: the one training loop of the series.
+def fit(model: nn.Module, train_loader: Iterable, config: TrainConfig, *,
+        loss_fn: Callable = lm_loss, optimizer: torch.optim.Optimizer | None = None,
+        lr_schedule: Callable[[int], float] | None = None,
+        callbacks: Sequence[Callback] = ()) -> History:
+    """Train a model, in place and where it is: the one training loop of the series.
 
     Args:
-        model: trained in place; only parameters with requires_grad move.
-        train_loader: gives batches; one with a `generator` is resumed exactly.
+        train_loader: gives batches; what a batch is, loss_fn knows.
         loss_fn: `(model, batch) -> (sum of the losses, number of targets)`, as `lm_loss`.
-        epochs, max_steps: passes over the loader, or steps; one of the two.
-        lr, min_lr, warmup_steps: see `cosine_lr_with_warmup`; min_lr is lr / 10 unless given.
-        weight_decay, betas: see `configure_optimizer`.
-        optimizer: one built by the caller; lr is still set from the schedule in every group, and
-            weight_decay and betas are then its own.
-        grad_clip: the largest size of the gradient; None leaves it as it is.
-        accumulate: batches to a step.
-        precision: "float32", "bfloat16" (autocast), or "auto" for the faster one.
-        val_loader, eval_every, eval_batches, metrics: the loss on up to eval_batches of
-            val_loader, and `metrics(model)`, at step 0, every eval_every steps, and at the end.
-        sample, sample_every: `sample(model)` gives a text for the history, likewise.
-        checkpoint, checkpoint_every, resume: a file to write at the end, on an interrupt and every
-            so many steps; and one to go on from: on the CPU bit for bit the uninterrupted run.
-            Whenever fit returns, the file is there, even if no step was made.
-        device: where to train; where the model is unless given.
-        compile: run the model through `torch.compile`.
-        log: called with each record, in the main process.
+        optimizer: `configure_optimizer` makes one from the config unless it is given.
+        lr_schedule: step (from 1) to learning rate, which every group of the optimizer gets;
+            `cosine_lr_with_warmup` unless given.
+        callbacks: what else to do; see `Callback`.
 
     Returns:
         The `History`; after an interrupt, up to the last whole step.
 
     Raises:
-        ValueError: an empty loader, no or both of epochs and max_steps, a count below 1, or a
-            checkpoint or an optimizer that does not fit.
+        ValueError: an empty loader, or an optimizer of other parameters.
         FloatingPointError: the loss was not finite; names the step and the learning rate.
 
     Example:
         >>> config = GPTConfig(vocab_size=9, context_length=4, n_embd=8, n_head=2, n_layer=1)
         >>> batch = (torch.tensor([[1, 2, 3]]), torch.tensor([[2, 3, 4]]))
-        >>> history = fit(GPT(config), [batch], max_steps=30, lr=1e-2, progress=False)
-        >>> history.last("train_loss") < history.records[1]["train_loss"]
+        >>> history = fit(GPT(config), [batch], TrainConfig(max_steps=30, lr=1e-2))
+        >>> history.last("train_loss") < history.records[0]["train_loss"]
         True
     """
-    total, last_group = plan_steps(train_loader, epochs, max_steps, accumulate)
-    lr, min_lr = float(lr), float(lr / 10 if min_lr is None else min_lr)
-    model.to(device)
-    optimizer = check_optimizer(optimizer or configure_optimizer(model, lr, weight_decay, betas), model)
-    batches, history, main = ResumableLoader(train_loader), History(), is_main_process()
-    watch = Monitor(history, total, loss_fn, precision, val_loader, eval_every, eval_batches,
-                    metrics, sample, sample_every, log if main else None, train_loader)
-    done = load_checkpoint(resume, model, optimizer, batches, history) if resume else 0
-    tokens, every = history.records[-1]["tokens"] if done else 0, checkpoint_every or total
-    running, where = torch.compile(model) if compile else model, next(model.parameters()).device
-    bar = tqdm(total=total, initial=done, disable=not (progress and main), mininterval=1.0)
-    with InterruptFlag() as interrupt, bar:
-        if not history.records:
-            watch(0, running, {"epoch": 0, "tokens": 0}, bar)
-        running.train()
-        while done < total and not interrupt.agreed(where):
-            group = [next(batches) for _ in range(last_group if done + 1 == total else accumulate)]
-            rate = cosine_lr_with_warmup(done + 1, lr=lr, min_lr=min_lr, warmup_steps=warmup_steps,
-                                 total_steps=total)
-            seen = train_step(running, group, loss_fn, optimizer, lr=rate, grad_clip=grad_clip,
-                              precision=precision, step=done + 1)
-            done, tokens = done + 1, tokens + seen.pop("targets")
-            watch(done, running, {"epoch": batches.epoch, "tokens": tokens, **seen}, bar)
-            if checkpoint and done % every == 0 and done < total:
-                save_checkpoint(checkpoint, model, optimizer, batches, history, done)
-        if checkpoint:                      # at the end, or where it was stopped, be it at step 0
-            save_checkpoint(checkpoint, model, optimizer, batches, history, done)
-    history.interrupted = done < total
+    total, last_group = _count_steps(train_loader, config)
+    optimizer = check_optimizer(optimizer or configure_optimizer(
+        model, config.lr, config.weight_decay, config.betas), model)
+    warmup = min(100, total // 10) if config.warmup_steps is None else config.warmup_steps
+    lr_schedule = lr_schedule or partial(
+        cosine_lr_with_warmup, lr=config.lr, warmup_steps=warmup, total_steps=total,
+        min_lr=config.lr / 10 if config.min_lr is None else config.min_lr)
+    history = History(total_steps=total)
+    state = TrainState(torch.compile(model) if config.compile else model, optimizer, config,
+                       loss_fn, train_loader, history, total)
+    state.batches, started = _cycle(state), []
+    try:
+        for callback in reversed(callbacks):
+            callback.on_train_start(state)
+            started.append(callback)
+        state.model.train()
+        while state.step < total and not state.should_stop:
+            _advance(state, lr_schedule(state.step + 1),
+                     last_group if state.step + 1 == total else config.grad_accum_steps)
+            for callback in callbacks:
+                callback.on_step_end(state)
+    except BaseException as error:
+        state.error = error
+        if not isinstance(error, KeyboardInterrupt):
+            raise
+    finally:
+        for callback in reversed(started):
+            callback.on_train_end(state)
+    history.interrupted = state.step < total
+    if history.interrupted:
+        print(f"Training stopped after step {state.step} of {total}. The model keeps what it has "
+              "learned so far; call fit again to train it further.")
     return history
