@@ -7,18 +7,18 @@ The same notebook makes helpers.data.
 
 import heapq
 import json
-import os
-import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
 
 import regex
 import tiktoken
+from torch import Tensor
 
-from helpers.common import find_root
-from helpers.download import explain, fetch
+from helpers.common import atomic_write
+from helpers.download import DownloadError, fetch, find_files
 
 __all__ = [
     "bytes_to_unicode",
@@ -32,8 +32,8 @@ __all__ = [
     "bpe",
     "eos_token_id",
     "encode",
+    "decode",
     "save_tokenizer",
-    "find_files",
     "load_merges",
     "load_tokenizer",
 ]
@@ -141,7 +141,7 @@ def learn_merges(word_counts: dict[bytes, int], n_merges: int) -> list[bytes]:
 
 # cell make-encoding of notebooks/02_text.ipynb
 def make_encoding(name: str, merges: Sequence[bytes],
-                  specials: Sequence[str] = (END_OF_TEXT,)) -> tiktoken.Encoding:
+                  special_tokens: Sequence[str] = (END_OF_TEXT,)) -> tiktoken.Encoding:
     """A `tiktoken.Encoding` with ids as in GPT-2: 256 bytes, the merges, the special tokens.
 
     Example:
@@ -150,7 +150,7 @@ def make_encoding(name: str, merges: Sequence[bytes],
     """
     tokens = [bytes([b]) for b in bytes_to_unicode()] + list(merges)
     ranks = {token: i for i, token in enumerate(tokens)}
-    special = {token: len(tokens) + i for i, token in enumerate(specials)}
+    special = {token: len(tokens) + i for i, token in enumerate(special_tokens)}
     return tiktoken.Encoding(name, pat_str=SPLIT_PATTERN, mergeable_ranks=ranks,
                              special_tokens=special, explicit_n_vocab=len(tokens) + len(special))
 
@@ -170,26 +170,27 @@ def _utf8(text: str) -> bytes:
 
 # cell train-bpe of notebooks/02_text.ipynb
 def train_bpe(texts: Iterable[str], vocab_size: int,
-              specials: Sequence[str] = (END_OF_TEXT,)) -> tiktoken.Encoding:
+              special_tokens: Sequence[str] = (END_OF_TEXT,)) -> tiktoken.Encoding:
     """Train a byte-level byte-pair tokenizer with GPT-2's split pattern (GPT-2 paper, section 2.2).
 
     Args:
         texts: documents; a single string counts as one. Special tokens in them are not special.
-        vocab_size: size of the finished vocabulary: 256 bytes + merges + specials.
+        vocab_size: size of the finished vocabulary: 256 bytes + merges + special_tokens.
 
     Raises:
-        ValueError: vocab_size is below 256 + specials, a special token is named twice, the text is
+        ValueError: vocab_size is below 256 + special_tokens, a special token is named twice, the text is
             empty or holds a lone surrogate, or it has too few repeated pairs for the vocabulary.
 
     Example:
         >>> train_bpe("low lower lowest", 260).encode_ordinary("lower")
         [257, 68, 81]
     """
-    smallest = 256 + len(specials)
-    if isinstance(specials, str) or len(set(specials)) < len(specials):
-        raise ValueError(f"specials must be a list of different tokens, not {specials!r}.")
+    smallest = 256 + len(special_tokens)
+    if isinstance(special_tokens, str) or len(set(special_tokens)) < len(special_tokens):
+        raise ValueError("special_tokens must be a list of different tokens, "
+                         f"not {special_tokens!r}.")
     if vocab_size < smallest:
-        raise ValueError(f"vocab_size is {vocab_size}, but the 256 bytes and {len(specials)} "
+        raise ValueError(f"vocab_size is {vocab_size}, but the 256 bytes and {len(special_tokens)} "
                          f"special tokens alone need {smallest}.")
     counts: Counter[str] = Counter()
     for text in [texts] if isinstance(texts, str) else texts:
@@ -202,7 +203,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int,
     if len(merges) < vocab_size - smallest:
         raise ValueError(f"vocab_size is {vocab_size}, but this text has repeated pairs for only "
                          f"{smallest + len(merges)}. Give more text, or a smaller vocab_size.")
-    return make_encoding("trained", merges, specials)
+    return make_encoding("trained", merges, special_tokens)
 
 
 # cell token-ranks of notebooks/02_text.ipynb
@@ -280,6 +281,29 @@ def encode(tokenizer: tiktoken.Encoding, text: str, *, end: bool = False) -> lis
     return [*ids, eos_token_id(tokenizer)] if end else ids
 
 
+# cell decode of notebooks/02_text.ipynb
+def decode(tokenizer: tiktoken.Encoding, ids: Iterable[int] | Tensor) -> str:
+    """The text of token ids; bytes that are not valid UTF-8 come out as the character U+FFFD.
+
+    Raises:
+        ValueError: an id has no token, as where a model's vocabulary is padded to a round size.
+
+    Example:
+        >>> decode(make_encoding("bytes", []), [32, 256])
+        'A<|endoftext|>'
+    """
+    ids = ids.tolist() if isinstance(ids, Tensor) else list(ids)
+    try:
+        return tokenizer.decode(ids)
+    except (KeyError, OverflowError):
+        unknown = [i for i in ids if not 0 <= i < tokenizer.n_vocab] or ids
+        raise ValueError(
+            f"The id {unknown[0]} has no token: {tokenizer.name!r} has the ids 0 to "
+            f"{tokenizer.n_vocab - 1}. If the model's vocabulary is larger, sample from "
+            "logits[..., :tokenizer.n_vocab]."
+        ) from None
+
+
 # cell save-tokenizer of notebooks/02_text.ipynb
 def save_tokenizer(tokenizer: tiktoken.Encoding, folder: str | Path) -> None:
     """Write `vocab.json`, `merges.txt` and `tokenizer_config.json`, as GPT-2's folder holds them.
@@ -317,55 +341,12 @@ def save_tokenizer(tokenizer: tiktoken.Encoding, folder: str | Path) -> None:
         lines.append(" ".join(written[tokenizer.decode_single_token_bytes(i)] for i in halves))
     config = {"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": False,
               "bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT, "unk_token": END_OF_TEXT}
-    _write_all(folder, {"vocab.json": json.dumps(vocab, ensure_ascii=False),
-                        "merges.txt": "\n".join(lines),
-                        "tokenizer_config.json": json.dumps(config, indent=1)})
-
-
-# cell write-all of notebooks/02_text.ipynb
-def _write_all(folder: str | Path, files: dict[str, str]) -> None:
-    """Write text files into a folder: all of them, or none if one cannot be written."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".partial-", dir=folder) as work:
+    files = {"vocab.json": json.dumps(vocab, ensure_ascii=False), "merges.txt": "\n".join(lines),
+             "tokenizer_config.json": json.dumps(config, indent=1)}
+    with ExitStack() as stack:                      # no old file is replaced before all are written
         for name, content in files.items():
-            (Path(work) / name).write_text(content + "\n", encoding="utf-8", newline="\n")
-        for name in files:
-            os.replace(Path(work) / name, folder / name)
-
-
-# cell find-files of notebooks/02_text.ipynb
-def find_files(folder_or_name: str | Path, names: Sequence[str]) -> list[Path]:
-    """The paths of `names` in a model folder, or in a repository of the Hugging Face hub.
-
-    A folder counts from the current directory, then from the root of the series. `"tiny"` is
-    `data/models/tiny`; `"gpt2"`, `"gpt2-medium"`, ... stand for `openai-community/...` on the hub,
-    whose own variables (`HF_HOME`, `HF_ENDPOINT`, `HF_HUB_OFFLINE`) are honoured.
-
-    Raises:
-        FileNotFoundError: no such folder, a file missing in it, or the hub could not give it.
-    """
-    name = "data/models/tiny" if str(folder_or_name) == "tiny" else str(folder_or_name)
-    for folder in (Path(name), find_root() / name):
-        if folder.is_dir():
-            missing = [n for n in names if not (folder / n).is_file()]
-            if missing:
-                raise FileNotFoundError(f"{folder} lacks {', '.join(missing)}; expected a folder "
-                                        f"in Hugging Face's GPT-2 format with {', '.join(names)}.")
-            return [folder / n for n in names]
-    repository = f"openai-community/{name}" if regex.fullmatch(r"gpt2(-\w+)?", name) else name
-    if not regex.fullmatch(r"[\w.-]+/[\w.-]+", repository):
-        raise FileNotFoundError(f"{name!r} is neither a folder here (looked in {Path.cwd()} and "
-                                f"{find_root()}) nor a hub name such as 'openai-community/gpt2'.")
-    from huggingface_hub import hf_hub_download  # here, since only this line may need the network
-    try:
-        return [Path(hf_hub_download(repository, n)) for n in names]
-    except Exception as error:
-        raise FileNotFoundError(
-            f"{name!r} is no folder here, and the hub did not give {repository} "
-            f"({explain(error).splitlines()[0]}). Check the name and the network, "
-            "or give a folder that holds " + ", ".join(names) + "."
-        ) from error
+            path = stack.enter_context(atomic_write(Path(folder) / name))
+            path.write_text(content + "\n", encoding="utf-8", newline="\n")
 
 
 # cell read-merges of notebooks/02_text.ipynb
@@ -409,6 +390,29 @@ def _is_one_piece(token: str) -> bool:
     return len(regex.findall(SPLIT_PATTERN, text)) <= 1
 
 
+# cell tokenizer-files of notebooks/02_text.ipynb
+def _tokenizer_files(folder_or_name: str | Path) -> list[Path]:
+    """The paths of `vocab.json` and `merges.txt`, or a FileNotFoundError that says what to do."""
+    try:
+        if str(folder_or_name) == "gpt2" and not Path("gpt2").is_dir():
+            return [fetch("gpt2-vocab"), fetch("gpt2-merges")]
+        return find_files(folder_or_name, ["vocab.json", "merges.txt"])
+    except DownloadError as error:
+        raise FileNotFoundError(str(error)) from error
+    except FileNotFoundError:
+        try:
+            path = find_files(folder_or_name, ["tokenizer.json"])[0]
+        except FileNotFoundError:
+            path = None
+        if path is None:
+            raise
+        raise FileNotFoundError(
+            f"{folder_or_name} has its tokenizer in tokenizer.json, and here vocab.json and "
+            "merges.txt are read. If it is byte-level BPE with GPT-2's split pattern, the package "
+            f"tokenizers writes the two files: Tokenizer.from_file({str(path)!r}).model.save(folder)"
+        ) from None
+
+
 # cell load-tokenizer of notebooks/02_text.ipynb
 def load_tokenizer(folder_or_name: str | Path) -> tiktoken.Encoding:
     """Open a byte-level BPE tokenizer in GPT-2's format as a `tiktoken.Encoding`.
@@ -418,17 +422,14 @@ def load_tokenizer(folder_or_name: str | Path) -> tiktoken.Encoding:
             `"gpt2"`, whose two files are fetched and checked like every other source.
 
     Raises:
-        FileNotFoundError: no such folder or name (see `find_files`).
+        FileNotFoundError: no such folder or name, or a file that could not be had.
         ValueError: the two files are damaged or do not belong together.
 
     Example:
         >>> load_tokenizer("tiny").n_vocab
         8192
     """
-    if str(folder_or_name) == "gpt2" and not Path("gpt2").is_dir():
-        vocab_path, merges_path = fetch("gpt2-vocab"), fetch("gpt2-merges")
-    else:
-        vocab_path, merges_path = find_files(folder_or_name, ["vocab.json", "merges.txt"])
+    vocab_path, merges_path = _tokenizer_files(folder_or_name)
     vocab, pairs = load_merges(vocab_path, merges_path)
     byte_of = {symbol: bytes([b]) for b, symbol in bytes_to_unicode().items()}
     ranks, broken = {}, f"{vocab_path.parent}: the ids break the order of the merges"
