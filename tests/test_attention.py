@@ -1,4 +1,4 @@
-"""Attention equals a reference, never looks ahead, and a cache changes nothing but the work."""
+"""Attention equals a reference, is causal, and a cache changes nothing but the work."""
 
 from __future__ import annotations
 
@@ -10,7 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from helpers.attention import CausalSelfAttention, KVCache, naive_attention, prefer_naive_attention
+from helpers.attention import (
+    CausalSelfAttention,
+    KVCache,
+    causal_mask,
+    naive_attention,
+    prefer_naive_attention,
+)
 
 few = settings(deadline=None, max_examples=25)
 SHAPES = [(8, 1), (8, 2), (12, 4), (6, 6)]                     # (n_embd, n_head)
@@ -31,9 +37,9 @@ def make_x(B: int, T: int, C: int, seed: int = 1, dtype: torch.dtype = torch.flo
     return torch.randn(B, T, C, dtype=dtype, generator=torch.Generator().manual_seed(seed))
 
 
-def cache_for(layer: CausalSelfAttention, B: int, room: int) -> KVCache:
+def cache_for(layer: CausalSelfAttention, B: int, max_seq_len: int) -> KVCache:
     n_embd, weight = layer.output_projection.in_features, layer.output_projection.weight
-    return KVCache(B, layer.n_head, room, n_embd // layer.n_head, weight.dtype, weight.device)
+    return KVCache(B, layer.n_head, max_seq_len, n_embd // layer.n_head, weight.dtype, weight.device)
 
 
 @torch.no_grad()
@@ -50,11 +56,11 @@ def by_hand(layer: CausalSelfAttention, x: Tensor) -> Tensor:
         for h in range(nh):
             q, k, v = (x[b] @ weight[n * C + h * hs:n * C + (h + 1) * hs].T
                        + bias[n * C + h * hs:n * C + (h + 1) * hs] for n in range(3))
-            mixed = []
+            context = []
             for t in range(T):
-                powers = [math.exp(float(q[t] @ k[s]) / math.sqrt(hs)) for s in range(t + 1)]
-                mixed.append(sum(p / sum(powers) * v[s] for s, p in enumerate(powers)))
-            heads.append(torch.stack(mixed))                   # (T, hs)
+                exps = [math.exp(float(q[t] @ k[s]) / math.sqrt(hs)) for s in range(t + 1)]
+                context.append(sum(e / sum(exps) * v[s] for s, e in enumerate(exps)))
+            heads.append(torch.stack(context))                 # (T, hs)
         rows.append(torch.cat(heads, dim=-1))                  # (T, C)
     return torch.stack(rows) @ layer.output_projection.weight.T + layer.output_projection.bias
 
@@ -101,7 +107,7 @@ def test_gradients_equal_those_of_pytorch() -> None:
 
 @pytest.mark.parametrize(("T", "dropout", "trains"), [(9, 0.0, True), (9, 0.1, False),
                                                       (1, 0.0, False), (513, 0.0, False)])
-def test_bfloat16_training_on_the_cpu_uses_the_table(
+def test_bfloat16_training_on_the_cpu_uses_naive_attention(
     T: int, dropout: float, trains: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     layer, x = make(8, 2, torch.float32, dropout=dropout).train(), make_x(1, T, 8).float()
@@ -111,16 +117,16 @@ def test_bfloat16_training_on_the_cpu_uses_the_table(
     with torch.autocast("cpu", torch.bfloat16):
         layer(x)
         assert bool(calls) == trains
-        layer(x, mask=torch.ones(1, 1, T, T, dtype=torch.bool))
+        layer(x, attn_mask=torch.ones(1, 1, T, T, dtype=torch.bool))
         with torch.no_grad():
             layer(x)
     layer(x)
-    assert len(calls) == trains                                # not with a mask, nor to look
+    assert len(calls) == trains                                # not with a mask, nor without grad
 
 
 @few
 @given(B=st.integers(1, 2), T=st.integers(2, 9), shape=st.sampled_from(SHAPES))
-def test_the_table_equals_the_fused_form_and_so_do_its_gradients(
+def test_naive_attention_equals_the_fused_form_and_so_do_its_gradients(
     B: int, T: int, shape: tuple[int, int]
 ) -> None:
     nh, hs = shape[1], shape[0] // shape[1]
@@ -153,7 +159,7 @@ def test_training_in_bfloat16_stays_close_to_float32_and_causal() -> None:
     assert nn.functional.cosine_similarity(x.grad.flatten(), exact.flatten(), dim=0) > 0.999
 
 
-def test_when_the_table_is_faster() -> None:
+def test_when_naive_attention_is_preferred() -> None:
     q = torch.zeros(1, 2, 8, 4, dtype=torch.bfloat16, requires_grad=True)
     assert prefer_naive_attention(q)
     assert not prefer_naive_attention(q.detach()) and not prefer_naive_attention(q.float())
@@ -186,8 +192,8 @@ def test_a_later_token_never_changes_an_earlier_output(
 
 @few
 @given(B=st.integers(1, 3), T=st.integers(1, 9), shape=st.sampled_from(SHAPES))
-def test_the_shares_of_a_row_sum_to_one(B: int, T: int, shape: tuple[int, int]) -> None:
-    """Where every value is the same vector, each mixture of them is that vector."""
+def test_the_attention_weights_of_a_row_sum_to_one(B: int, T: int, shape: tuple[int, int]) -> None:
+    """Where every value is the same vector, each weighted sum of them is that vector."""
     layer, x = make(*shape), make_x(B, T, shape[0])
     C = shape[0]
     with torch.no_grad():
@@ -207,8 +213,8 @@ def test_the_scores_are_divided_by_the_root_of_the_head_size() -> None:
         layer.output_projection.weight.copy_(torch.eye(8))
         x = torch.zeros(1, 2, 8, dtype=torch.float64)
         x[0, 1, 0] = x[0, 1, 1] = 1
-        share = math.exp(2) / (math.exp(2) + 1)
-        torch.testing.assert_close(layer(x)[0, 1, 0].item(), share)
+        weight = math.exp(2) / (math.exp(2) + 1)
+        torch.testing.assert_close(layer(x)[0, 1, 0].item(), weight)
 
 
 @few
@@ -248,7 +254,7 @@ def test_padding_at_the_left_changes_nothing(
     x = make_x(len(pad), T, 8)
     kv_cache = cache_for(layer, len(pad), T)
     with torch.no_grad():
-        at_once = layer(x, mask=left_padding_mask(pad, 0, T))
+        at_once = layer(x, attn_mask=left_padding_mask(pad, 0, T))
         cuts = [(0, first), (first, T)] if first < T else [(0, T)]
         pieces = [layer(x[:, a:b], kv_cache, left_padding_mask(pad, a, b)) for a, b in cuts]
         assert not at_once.isnan().any()
@@ -257,18 +263,75 @@ def test_padding_at_the_left_changes_nothing(
             torch.testing.assert_close(at_once[b, n:], layer(x[b:b + 1, n:])[0])
 
 
-def test_a_mask_replaces_the_causal_one() -> None:
+@few
+@given(B=st.integers(1, 2), sizes=st.lists(st.integers(1, 4), min_size=1, max_size=3),
+       data=st.data())
+def test_an_attn_mask_is_combined_with_the_causal_one(
+    B: int, sizes: list[int], data: st.DataObject
+) -> None:
+    """Whatever it allows, no later token is attended to; with and without a cache."""
+    layer, T = make(8, 2), sum(sizes)
+    x = make_x(B, T, 8)
+    shape = data.draw(st.sampled_from([(B, 2, T, T), (B, 1, T, T), (1, 1, T, T), (T, T), (T,)]))
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 9)))
+    attn_mask = torch.rand(shape, generator=generator) < 0.5
+    full = attn_mask.expand(B, 2, T, T) & torch.ones(T, T, dtype=torch.bool).tril()
+    for t in range(T):
+        full[:, :, t, t] |= ~full[:, :, t].any(dim=-1)         # an empty row attends to itself
+    C = 8
+    q, k, v = (part.view(B, T, 2, 4).transpose(1, 2) for part in layer.qkv(x).split(C, dim=-1))
+    scores = (q @ k.transpose(-2, -1) / 2).masked_fill(~full, -math.inf)
+    context = (scores.softmax(dim=-1) @ v).transpose(1, 2).reshape(B, T, C)
+    expected = layer.output_projection(context)
+    torch.testing.assert_close(layer(x, attn_mask=attn_mask), expected)
+    kv_cache, start, pieces = cache_for(layer, B, T), 0, []
+    with torch.no_grad():
+        for piece in x.split(sizes, dim=1):
+            end = start + piece.shape[1]
+            part = attn_mask.expand(B, 2, T, T)[:, :, start:end, :end]
+            pieces.append(layer(piece, kv_cache, part))
+            start = end
+    torch.testing.assert_close(torch.cat(pieces, dim=1), expected)
+
+
+def test_a_mask_that_allows_everything_changes_nothing() -> None:
     layer, x = make(8, 2), make_x(1, 4, 8)
     everything = torch.ones(1, 1, 4, 4, dtype=torch.bool)
-    torch.testing.assert_close(layer(x, mask=everything.tril()), layer(x))
-    changed = x.clone()
-    changed[:, 3] += 1
-    before, after = layer(x, mask=everything), layer(changed, mask=everything)
-    assert not torch.allclose(after[:, 0], before[:, 0])
+    torch.testing.assert_close(layer(x, attn_mask=everything), layer(x))
+    torch.testing.assert_close(layer(x, attn_mask=everything.tril()), layer(x))
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_a_fully_masked_row_gives_no_nan_forward_and_backward(training: bool) -> None:
+    layer, x = make(8, 2, dropout=0.1).train(training), make_x(2, 5, 8).requires_grad_()
+    real = torch.tensor([[0, 0, 1, 1, 1], [0, 0, 0, 0, 0]], dtype=torch.bool)   # an empty text too
+    y = layer(x, attn_mask=real[:, None, None])                # (B, 1, 1, S)
+    y.sum().backward()
+    assert y.isfinite().all() and x.grad.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "attn_mask",
+    [torch.ones(4, 4), torch.ones(4, 4, dtype=torch.int64), torch.zeros(4, 4, dtype=torch.float64),
+     torch.ones(4, 5, dtype=torch.bool), torch.ones(1, 1, 3, 4, dtype=torch.bool)],
+    ids=["float", "int", "additive", "too many keys", "too few queries"],
+)
+def test_a_mask_of_another_kind_is_refused(attn_mask: Tensor) -> None:
+    layer, kv_cache = make(8, 2), KVCache(1, 2, 9, 4, torch.float64)
+    with pytest.raises(ValueError, match=r"attn_mask must be bool and broadcastable.*T = 4.*S = 4"):
+        layer(make_x(1, 4, 8), kv_cache, attn_mask)
+    assert kv_cache.seq_len == 0                               # and the cache is as it was
+
+
+@pytest.mark.parametrize(("T", "S"), [(1, 1), (4, 4), (1, 5), (3, 5)])
+def test_the_causal_mask_ends_at_the_last_key(T: int, S: int) -> None:
+    expected = torch.ones(S, S, dtype=torch.bool).tril()[S - T:]
+    assert torch.equal(causal_mask(T, S), expected)
+    assert torch.equal(causal_mask(T, S, expected[None]), expected[None])
 
 
 # ---------------------------------------------------------------------------------------------
-# The kv_cache
+# The cache
 
 
 def test_a_cache_returns_what_it_was_given() -> None:
@@ -299,6 +362,55 @@ def test_a_cache_refuses_what_does_not_fit(shape: tuple[int, ...], words: str) -
     assert torch.equal(kv_cache.keys, before[0]) and torch.equal(kv_cache.values, before[1])
 
 
+@pytest.mark.parametrize("which", ["keys", "values", "both"])
+@pytest.mark.parametrize(("dtype", "device"), [(torch.bfloat16, "cpu"), (torch.float64, "cpu"),
+                                               (torch.float32, "meta")])
+def test_a_cache_refuses_another_dtype_or_device(dtype: torch.dtype, device: str,
+                                                 which: str) -> None:
+    kv_cache = KVCache(1, 2, 5, 4)
+    right, wrong = torch.ones(1, 2, 1, 4), torch.ones(1, 2, 1, 4, dtype=dtype, device=device)
+    kv_cache.update(right, right)
+    keys, values = right if which == "values" else wrong, right if which == "keys" else wrong
+    with pytest.raises(ValueError) as error:
+        kv_cache.update(keys, values)
+    assert f"torch.float32 on cpu, but was given {dtype} on {device}" in str(error.value)
+    assert kv_cache.seq_len == 1
+
+
+@few
+@given(sizes=st.lists(st.integers(1, 5), min_size=1, max_size=8), spare=st.integers(0, 40))
+def test_a_cache_allocates_what_it_needs(sizes: list[int], spare: int) -> None:
+    """Never more than twice what is held, nor than it may hold; and growing loses nothing."""
+    total = sum(sizes)
+    kv_cache = KVCache(1, 2, total + spare, 4)
+    assert kv_cache.keys.numel() == 0
+    keys, values = torch.randn(2, 1, 2, total, 4).unbind()
+    for new_keys, new_values in zip(keys.split(sizes, dim=2), values.split(sizes, dim=2),
+                                    strict=True):
+        held = kv_cache.update(new_keys, new_values)
+        capacity = kv_cache.keys.shape[2]
+        assert kv_cache.seq_len <= capacity <= min(2 * kv_cache.seq_len, total + spare)
+    assert torch.equal(held[0], keys) and torch.equal(held[1], values)
+
+
+def test_a_cache_grows_rarely() -> None:
+    kv_cache, buffers = KVCache(1, 1, 1000, 4), set()
+    for _ in range(1000):
+        kv_cache.update(torch.ones(1, 1, 1, 4), torch.ones(1, 1, 1, 4))
+        buffers.add(kv_cache.keys.shape[2])
+    assert len(buffers) <= 11
+
+
+def test_a_cache_filled_in_inference_mode_can_be_used_outside_of_it() -> None:
+    layer, x = make(8, 2), make_x(1, 5, 8)
+    kv_cache = cache_for(layer, 1, 5)
+    with torch.inference_mode():
+        first = layer(x[:, :3], kv_cache).clone()
+    with torch.no_grad():
+        rest = layer(x[:, 3:], kv_cache)
+        torch.testing.assert_close(torch.cat([first, rest], dim=1), layer(x))
+
+
 def test_a_cache_refuses_keys_and_values_of_two_lengths() -> None:
     with pytest.raises(ValueError, match=r"\(1, 2, 2, 4\).*\(1, 2, 1, 4\)"):
         KVCache(1, 2, 5, 4).update(torch.ones(1, 2, 2, 4), torch.ones(1, 2, 1, 4))
@@ -307,13 +419,13 @@ def test_a_cache_refuses_keys_and_values_of_two_lengths() -> None:
 def test_a_layer_refuses_the_cache_of_another_batch_or_model() -> None:
     layer = make(8, 2)
     others = [(layer, 3), (make(8, 4), 2), (make(12, 2), 2)]
-    for cache in (cache_for(other, B, 9) for other, B in others):
+    for kv_cache in (cache_for(other, B, 9) for other, B in others):
         with pytest.raises(ValueError, match="made for"):
             layer(make_x(2, 1, 8), kv_cache)
         assert kv_cache.seq_len == 0
 
 
-def test_a_cache_fills_to_the_last_place() -> None:
+def test_a_cache_fills_to_its_last_position() -> None:
     layer, kv_cache = make(8, 2), KVCache(1, 2, 3, 4, torch.float64)
     with torch.no_grad():
         layer(make_x(1, 3, 8), kv_cache)
@@ -350,17 +462,17 @@ def test_dropout_in_train_mode_only() -> None:
     torch.testing.assert_close(layer(x), plain(x))             # eval: as if there were none
     layer.train()
     assert not torch.equal(layer(x), layer(x))
-    assert (layer(x) == 0).any()                               # of the outputs
+    assert (layer(x) == 0).any()                               # of the output
     layer.eval()
     torch.testing.assert_close(layer(x), plain(x))
 
 
-def test_dropout_acts_on_the_shares_too() -> None:
+def test_dropout_acts_on_the_attention_weights_too() -> None:
     layer, x = make(8, 2, dropout=0.5).train(), make_x(2, 6, 8)
-    layer.residual_dropout.eval()                                # leaves that of the shares
+    layer.residual_dropout.eval()                              # leaves that of the weights
     assert not torch.allclose(layer(x), layer(x))
     layer.train()
-    layer.dropout = 0.0                                        # leaves that of the outputs
+    layer.dropout = 0.0                                        # leaves that of the output
     kept = layer(x)
     torch.testing.assert_close(kept[kept != 0], 2 * layer.eval()(x)[kept != 0])
 
@@ -372,7 +484,7 @@ def test_n_embd_must_be_a_multiple_of_n_head(n_embd: int, n_head: int) -> None:
 
 
 @pytest.mark.parametrize("dropout", [-0.1, 1.5])
-def test_dropout_is_a_share(dropout: float) -> None:
+def test_dropout_is_a_probability(dropout: float) -> None:
     with pytest.raises(ValueError, match="dropout"):
         CausalSelfAttention(8, 2, dropout)
 
