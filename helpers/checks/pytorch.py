@@ -1,14 +1,17 @@
-"""Checks of the exercises of appendix A, PyTorch."""
+"""Checks of the exercises of appendix A, PyTorch and autograd."""
 
 from __future__ import annotations
 
+import copy
 import dis
 import inspect
+import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from helpers.checks._core import (
     CheckFailed,
@@ -19,8 +22,8 @@ from helpers.checks._core import (
     expect_function,
     expect_number,
     expect_tensor,
-    randomize,
     is_started,
+    randomize,
 )
 
 
@@ -36,8 +39,20 @@ def _has_loop(function: Any) -> bool:
         name.startswith("POP_JUMP_BACKWARD") for name in names)     # a while, in Python 3.11
 
 
+class _Calls(TorchFunctionMode):
+    """Collects the names of the PyTorch functions and methods that are called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.add(getattr(func, "__name__", ""))
+        return func(*args, **(kwargs or {}))
+
+
 def check_distances(my_distances: Callable[[Tensor, Tensor], Tensor]) -> None:
-    """Exercise A.1: `my_distances(a, b)` is the table (n, m) of distances between rows."""
+    """Exercise A.1: `my_distances(a, b)` is the matrix (n, m) of distances between rows."""
     name = "my_distances"
     if not is_started(my_distances, name):
         return
@@ -83,7 +98,12 @@ def check_log_sum_exp(my_log_sum_exp: Callable[[Tensor], Tensor]) -> None:
     expect_function(my_log_sum_exp, name)
     x = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(0)) * 2
     given = x.clone()
-    value = call(my_log_sum_exp, x)
+    with _Calls() as calls:
+        value = call(my_log_sum_exp, x)
+    ready = {"logsumexp", "logaddexp", "log_softmax", "cross_entropy", "logcumsumexp"}
+    expect(not calls.names & ready,
+            f"{name}: {', '.join(sorted(calls.names & ready))} does the whole exercise. Use exp, "
+            "sum and log.")
     expect(not isinstance(value, Tensor) or value.shape != (2, 3, 1),
             f"{name}: the last axis is still there with length one. keepdim=True helps in between; "
             "take it out at the end, with squeeze(-1).")
@@ -119,7 +139,7 @@ def check_log_sum_exp(my_log_sum_exp: Callable[[Tensor], Tensor]) -> None:
 
 
 def check_numeric_gradient(my_gradient: Callable[..., Tensor]) -> None:
-    """Exercise A.3: `my_gradient(f, x, nudge)` is the gradient of f at x, by nudging."""
+    """Exercise A.3: `my_gradient(f, x, h)` is the gradient of f at x by central differences."""
     name = "my_gradient"
     if not is_started(my_gradient, name):
         return
@@ -129,44 +149,50 @@ def check_numeric_gradient(my_gradient: Callable[..., Tensor]) -> None:
 
     def f(x: Tensor) -> Tensor:
         with torch.no_grad():                                       # autograd is no way out
-            return (scale.view(x.shape) * x**2).sum()
+            return (scale.view(x.shape) * x**3).sum()
 
     transposed = whole.T.contiguous().T                             # same numbers, other strides
     for x, kind in ((whole.clone(), ""), (transposed, " for a transposed x")):
-        right = 2 * scale * x
-        given = x.clone()
-        value = call(my_gradient, f, x, 1e-2)
-        expect(torch.equal(x, given),
-                f"{name}: x is not what it was before the call{kind}. Add the nudge to a copy, or "
-                "write x + step, a new tensor; to add and take away leaves rounding behind.")
-        value = expect_tensor(value, name, (2, 3))
-        expect(bool(value.isfinite().all()),
-                f"{name}: {value.flatten().tolist()} is not finite. Was the result filled?")
-        expect(not close(value, right.sum().expand(2, 3)),
-                f"{name}: all entries are nudged at once, so that their slopes add up. Nudge one "
-                "at a time.")
-        expect(not close(value, 2 * right),
-                f"{name}: twice too large. From x - nudge to x + nudge is a way of two nudges.")
-        expect(not close(value, right / 2),
-                f"{name}: half of what it should be. One nudge to one side is one nudge long.")
-        expect(not close(value, -right), f"{name}: the sign is wrong: f(x + nudge) comes first.")
-        one_sided = scale * 1e-2
-        expect(not close(value, right + one_sided) and not close(value, right - one_sided),
-                f"{name}: close, but nudged to one side only. With a nudge to both sides the bend "
-                "of the curve cancels.")
+        values = {}
+        for h in (1e-3, 0.25):
+            given = x.clone()
+            value = call(my_gradient, f, x, h)
+            expect(torch.equal(x, given),
+                   f"{name}: x is not what it was before the call{kind}. Write x + step, a new "
+                   "tensor, or change a copy; adding and subtracting leaves rounding errors.")
+            values[h] = value = expect_tensor(value, name, (2, 3)).detach().double()
+            expect(bool(value.isfinite().all()),
+                   f"{name}: {value.flatten().tolist()} is not finite. Was the result filled?")
+        exact, h, value = 3 * scale * x**2, 1e-3, values[1e-3]
+        expect(not close(value, exact.sum().expand(2, 3)),
+               f"{name}: all elements change at once, so that their derivatives add up. Change one "
+               "at a time.")
+        expect(not close(value, 2 * exact),
+               f"{name}: twice too large. From x - h to x + h is a distance of two steps.")
+        expect(not close(value, exact / 2),
+               f"{name}: half of what it should be. Is one step divided by 2 h?")
+        expect(not close(value, -exact), f"{name}: the sign is wrong: f(x + h) comes first.")
+        bend = 3 * scale * x * h                                    # of a one-sided difference
+        expect(not any(close(value, exact + side + scale * h**2) for side in (bend, -bend)),
+               f"{name}: close, but with a step to one side only. With steps to both sides the "
+               "error of order h cancels.")
         expect(not (kind and bool((value == 0).all())),
-                f"{name}: zero everywhere{kind}. reshape and flatten copy such a tensor, so the "
-                "nudge went into a copy that f never saw.")
-        expect(close(value, right),
-                f"{name}: wrong slopes{kind}: expected {right.flatten().tolist()}, got "
-                f"{[round(v, 3) for v in value.flatten().tolist()]}.")
+               f"{name}: zero everywhere{kind}. reshape and flatten copy such a tensor, so the "
+               "step went into a copy that f never saw.")
+        expect(not close(values[0.25], value),
+               f"{name}: the same result for h = 0.001 and h = 0.25, which cannot be: the step `h` "
+               "is ignored. Use the argument, not a number of your own.")
+        for h, value in values.items():
+            central = exact + scale * h**2                          # of a cube, for any h
+            expect(close(value, central),
+                   f"{name}: wrong values{kind} at h = {h}: expected "
+                   f"{[round(v, 3) for v in central.flatten().tolist()]}, got "
+                   f"{[round(v, 3) for v in value.flatten().tolist()]}.")
     done(name)
 
 
 def check_training_step(my_step: Callable[..., float]) -> None:
     """Exercise A.4: `my_step(model, optimizer, points, labels)` trains once, returns the loss."""
-    import copy
-
     name = "my_step"
     if not is_started(my_step, name):
         return
@@ -184,10 +210,10 @@ def check_training_step(my_step: Callable[..., float]) -> None:
     def step(model: torch.nn.Module, k: int, reduction: str = "mean", times: int = 1) -> Any:
         """A model after a step of gradient descent on batch k, for comparison."""
         model = copy.deepcopy(model)
-        slopes = torch.autograd.grad(loss_of(model, k, reduction), list(model.parameters()))
+        grads = torch.autograd.grad(loss_of(model, k, reduction), list(model.parameters()))
         with torch.no_grad():
-            for p, slope in zip(model.parameters(), slopes, strict=True):
-                p -= 0.1 * times * slope
+            for p, grad in zip(model.parameters(), grads, strict=True):
+                p -= 0.1 * times * grad
         return model
 
     def equal(one: torch.nn.Module, other: torch.nn.Module) -> bool:
@@ -195,11 +221,16 @@ def check_training_step(my_step: Callable[..., float]) -> None:
         return all(close(p.detach(), q.detach()) for p, q in pairs)
 
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    modes: list[bool] = []
+    model.register_forward_pre_hook(lambda module, given: modes.append(module.training))
     model.eval()
     for k in range(2):
         start = copy.deepcopy(model)
         right, wanted = step(start, k), loss_of(start, k).item()
+        modes.clear()
         value = call(my_step, model, optimizer, *batches[k])
+        mode = modes[0] if modes else None
+        expect(mode is not None, f"{name}: the model was not called: logits = model(points).")
         expect(not isinstance(value, Tensor),
                 f"{name} returns a tensor, which keeps its whole graph alive for as long as "
                 "somebody keeps the loss. loss.item() is the number.")
@@ -211,7 +242,8 @@ def check_training_step(my_step: Callable[..., float]) -> None:
             expect(not equal(model, step(start, 0, "sum")),
                     f"{name}: the step is that of the sum of the losses; their mean does not grow "
                     "with the batch.")
-            expect(not equal(model, step(start, 0, times=-1)), f"{name}: it climbs.")
+            expect(not equal(model, step(start, 0, times=-1)),
+                    f"{name}: the loss rises: the step goes along the gradient, not against it.")
             expect(not equal(model, step(start, 0, times=2)),
                     f"{name}: a step twice as long as it should be: is there a second backward?")
             expect(equal(model, right),
@@ -227,43 +259,91 @@ def check_training_step(my_step: Callable[..., float]) -> None:
                 "is there already.")
         expect(close(value, wanted),
                 f"{name}: expected the loss {wanted:.4f}, got {value:.4f}.")
-        expect(model.training, f"{name}: the model came in eval mode, and trained in it: its "
-                                "dropout was off. model.train() first.")
+        expect(bool(mode), f"{name}: the model came in evaluation mode and computed its logits in "
+                           "it: its dropout was off. model.train() first.")
         model.eval()
     done(name)
 
 
-def check_division(answer: type) -> None:
-    """Exercise A.5: a class of Values that can be divided, a / b, gradients included."""
-    name = "Divisible"
-    if not is_started(getattr(answer, "__truediv__", answer), name):
+class _Value:
+    """The appendix's engine, as far as quotients need it."""
+
+    def __init__(self, data: float, parents: tuple = (), local_grads: tuple = ()) -> None:
+        self.data, self.grad = data, 0.0
+        self.parents, self.local_grads = parents, local_grads
+
+    def make(self, data: float, parents: tuple, local_grads: tuple) -> _Value:
+        return type(self)(data, parents, local_grads)
+
+    def __add__(self, other: _Value) -> _Value:
+        return self.make(self.data + other.data, (self, other), (1.0, 1.0))
+
+    def __mul__(self, other: _Value) -> _Value:
+        return self.make(self.data * other.data, (self, other), (other.data, self.data))
+
+    def tanh(self) -> _Value:
+        t = math.tanh(self.data)
+        return self.make(t, (self,), (1 - t * t,))
+
+    def exp(self) -> _Value:
+        e = math.exp(self.data)
+        return self.make(e, (self,), (e,))
+
+    def backward(self) -> None:
+        order: list[_Value] = []
+
+        def visit(value: _Value) -> None:
+            if value not in order:
+                for parent in value.parents:
+                    visit(parent)
+                order.append(value)
+
+        visit(self)
+        self.grad = 1.0
+        for value in reversed(order):
+            for parent, local_grad in zip(value.parents, value.local_grads, strict=True):
+                parent.grad += local_grad * value.grad
+
+
+def check_division(my_truediv: Callable[[Any, Any], Any]) -> None:
+    """Exercise A.5: `my_truediv(self, other)` divides two Values, gradients included."""
+    name = "my_truediv"
+    if not is_started(my_truediv, name):
         return
-    expect(inspect.isclass(answer), f"{name}: expected the class itself, got "
-                                     f"{type(answer).__name__}.")
+    expect_function(my_truediv, name)
+
+    class Value(_Value):
+        def __truediv__(self, other: Any) -> Any:
+            data = self.data, other.data
+            result = call(my_truediv, self, other)
+            expect(isinstance(result, Value),
+                   f"{name}: a / b is a {type(result).__name__}, expected a Value. Make it with "
+                   "self.make(data, parents, local_grads), so that it can be divided again.")
+            expect((self.data, other.data) == data, f"{name} changed the data of a or b.")
+            expect(len(result.parents) == len(result.local_grads),
+                   f"{name}: {len(result.parents)} parents and {len(result.local_grads)} local "
+                   "gradients: each parent needs one.")
+            return result
 
     def run(formula: Callable, *point: float) -> tuple[float, list[float]]:
-        values = [answer(number) for number in point]
-        result = call(formula, *values)
-        expect(isinstance(result, answer),
-                f"{name}: a / b is a {type(result).__name__}, expected a {name}. Make it with "
-                "self.make(data, parents, slopes), so that it can be divided again.")
+        values = [Value(number) for number in point]
+        result = formula(*values)
         call(result.backward)
         return result.data, [value.grad for value in values]
 
     data, (above, below) = run(lambda a, b: a / b, 3.0, 4.0)
     expect(close(data, 0.75), f"{name}: 3 / 4 gives {data}, expected 0.75.")
     expect(above != 0 or below != 0,
-            f"{name}: neither number gets a gradient. Parents and slopes go to self.make.")
+           f"{name}: neither number gets a gradient. Parents and local gradients go to self.make.")
     expect(not (close(above, -3 / 16) and close(below, 1 / 4)),
-            f"{name}: the two slopes are swapped; they come in the order of the parents.")
-    expect(close(above, 1 / 4), f"{name}: in a / b, a nudge of a counts 1 / b times: at 3 / 4 "
-                                  f"expected 0.25, got {above:.4g}.")
-    expect(below != 0, f"{name}: the number below the line gets no gradient, but the quotient "
-                        "changes with it.")
+           f"{name}: the two local gradients are swapped; they come in the order of the parents.")
+    expect(close(above, 1 / 4), f"{name}: the derivative of a / b with respect to a is 1 / b, at "
+                                f"3 / 4 it is 0.25; got {above:.4g}.")
+    expect(below != 0, f"{name}: the denominator gets no gradient, but the quotient depends on it.")
     expect(not close(below, 3 / 16),
-            f"{name}: the quotient falls when b grows, so the slope for b is negative.")
-    expect(close(below, -3 / 16), f"{name}: the slope for b is -a / b², at 3 / 4 -0.1875; got "
-                                    f"{below:.4g}.")
+           f"{name}: the quotient falls when b grows, so the derivative for b is negative.")
+    expect(close(below, -3 / 16), f"{name}: the derivative with respect to b is -a / b², at 3 / 4 "
+                                  f"it is -0.1875; got {below:.4g}.")
     for point in ((0.7, -1.3, 2.0), (-2.0, 0.5, 1.5)):
         def formula(a: Any, b: Any, c: Any) -> Any:
             return (a * b + c) / (b / c + a) + a / a
@@ -271,11 +351,11 @@ def check_division(answer: type) -> None:
         tensors = [torch.tensor(n, dtype=torch.float64, requires_grad=True) for n in point]
         expected = formula(*tensors)
         expected.backward()
-        data, slopes = run(formula, *point)
+        data, grads = run(formula, *point)
         right = [t.grad.item() for t in tensors]
         expect(close(data, expected.item())
-                and all(close(x, y) for x, y in zip(slopes, right, strict=True)),
-                f"{name}: right for a / b alone, wrong inside a longer formula: expected slopes "
-                f"{[round(x, 4) for x in right]}, got {[round(x, 4) for x in slopes]}. Do the "
-                "slopes depend on the numbers at hand?")
+               and all(close(x, y) for x, y in zip(grads, right, strict=True)),
+               f"{name}: right for 3 / 4, wrong inside a longer formula: expected the gradients "
+               f"{[round(x, 4) for x in right]}, got {[round(x, 4) for x in grads]}. Do the local "
+               "gradients depend on the numbers at hand?")
     done(name)
