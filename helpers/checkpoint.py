@@ -45,7 +45,7 @@ class ResumableLoader:
         self.loader, self.epoch, self.batch, self.state = loader, 0, 0, state
         own = getattr(loader, "generator", None)       # else it shuffles with PyTorch's global one
         self.generator = torch.default_generator if own is None else own
-        self._start()
+        self.iterator = None                           # nothing is drawn before the first batch
 
     def _start(self) -> None:
         """Begin an epoch, and remember the generator's state from before it was shuffled."""
@@ -60,6 +60,8 @@ class ResumableLoader:
         return self
 
     def __next__(self) -> object:
+        if self.iterator is None:
+            self._start()
         try:
             item = next(self.iterator)
         except StopIteration:
@@ -74,7 +76,8 @@ class ResumableLoader:
 
     def state_dict(self) -> dict:
         """The position, as plain data."""
-        return {"epoch": self.epoch, "batch": self.batch, "generator": self.before}
+        before = self.generator.get_state() if self.iterator is None else self.before
+        return {"epoch": self.epoch, "batch": self.batch, "generator": before}
 
     def load_state_dict(self, position: dict) -> None:
         """Go to a position saved before, on the same data.
@@ -84,8 +87,7 @@ class ResumableLoader:
         """
         if position["generator"] is not None:
             self.generator.set_state(position["generator"])
-        self.epoch = position["epoch"]
-        self._start()
+        self.epoch, self.batch, self.iterator = position["epoch"], 0, None
         for _ in range(position["batch"]):
             next(self)
         if self.epoch != position["epoch"]:
@@ -249,17 +251,13 @@ class GracefulInterrupt(Callback):
     """
 
     def __init__(self) -> None:
-        self.raised, self._before = False, None
+        self.raised, self._before, self._state = False, None, None
 
     def on_train_start(self, state: TrainState) -> None:
         """Take over the interrupt signal."""
-        self.raised = False
+        self.raised, self._state = False, state
         if threading.current_thread() is threading.main_thread():
             self._before = signal.signal(signal.SIGINT, self._note)
-
-    def on_step_end(self, state: TrainState) -> None:
-        """Stop the run if there was an interrupt."""
-        state.should_stop = state.should_stop or self.raised
 
     def on_train_end(self, state: TrainState) -> None:
         """Give the signal back."""
@@ -270,4 +268,4 @@ class GracefulInterrupt(Callback):
     def _note(self, number: int, frame: object) -> None:
         if self.raised:
             raise KeyboardInterrupt
-        self.raised = True
+        self.raised = self._state.should_stop = True

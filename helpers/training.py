@@ -323,12 +323,14 @@ def train_step(model: nn.Module, batches: list, loss_fn: Callable, optimizer: to
     for p in params:
         p.grad.div_(count)                         # of the sum, now of the mean
     norm = nn.utils.clip_grad_norm_(params, max_grad_norm or math.inf).item()
-    if not math.isfinite(total) or not math.isfinite(norm):
-        optimizer.zero_grad()
-        raise FloatingPointError(f"the loss is {total / count}, the gradient's norm {norm}, at a "
-                                 f"learning rate of {optimizer.param_groups[0]['lr']:.3g}. Lower "
-                                 "the rate, or warm up longer.")
+    for what, value in (("loss", total / count), ("gradient", norm)):
+        if not math.isfinite(value):
+            optimizer.zero_grad()
+            raise FloatingPointError(f"the {what} is {value}, with a learning rate of "
+                                     f"{optimizer.param_groups[0]['lr']:.3g}. Lower the rate, or "
+                                     "warm up longer.")
     optimizer.step()
+    optimizer.zero_grad()                          # their memory is free until the next step
     return {"train_loss": total / count, "n_targets": count, "grad_norm": norm}
 
 
@@ -488,7 +490,7 @@ def _advance(state: TrainState, lr: float, n_batches: int) -> None:
         made = train_step(state.model, batches, state.loss_fn, state.optimizer,
                           max_grad_norm=config.max_grad_norm, precision=config.precision)
     except FloatingPointError as error:
-        raise FloatingPointError(f"At step {state.step + 1} {error}") from None
+        raise FloatingPointError(f"Step {state.step + 1}: {error}") from None
     n_targets = made.pop("n_targets")
     state.step, state.n_targets = state.step + 1, state.n_targets + n_targets
     state.record = {"step": state.step, "epoch": state.epoch, "n_targets": state.n_targets,
@@ -542,7 +544,7 @@ def fit(model: nn.Module, train_loader: Iterable, config: TrainConfig, *,
             started.append(callback)
         state.model.train()
         while state.step < total and not state.should_stop:
-            _advance(state, lr_schedule(state.step + 1),
+            _advance(state, float(lr_schedule(state.step + 1)),
                      last_group if state.step + 1 == total else config.grad_accum_steps)
             for callback in callbacks:
                 callback.on_step_end(state)
