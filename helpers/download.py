@@ -22,7 +22,7 @@ from urllib.parse import unquote, urlsplit
 
 from helpers.common import data_path, find_root
 
-__all__ = ["sha256", "DownloadError", "verify_file", "explain", "fetch", "find_files"]
+__all__ = ["sha256", "DownloadError", "verify_file", "fetch", "find_files"]
 
 
 # cell sha256 of notebooks/01_overview.ipynb
@@ -140,7 +140,7 @@ def _download(url: str, entry: dict, target: Path) -> Path:
 
 
 # cell explain of notebooks/01_overview.ipynb
-def explain(error: BaseException) -> str:
+def _explain(error: BaseException) -> str:
     """Return the root of an error in one line: network libraries wrap theirs several times."""
     while (
         type(error).__module__.partition(".")[0] in ("requests", "urllib3")
@@ -180,7 +180,7 @@ def _first_success(attempts: dict[Path | str, Callable[[], Path]],
         try:
             return attempt()
         except Exception as error:              # a connection or an archive fails in many ways
-            problems.append(f"{place}: {explain(error)}")
+            problems.append(f"{place}: {_explain(error)}")
             if getattr(error, "errno", None) == errno.ENOSPC:
                 break                           # a full disk: the next address would not help
     return None
@@ -260,6 +260,6 @@ def find_files(folder_or_name: str | Path, names: Sequence[str]) -> list[Path]:
     except Exception as error:
         raise FileNotFoundError(
             f"{name!r} is no folder here, and the hub did not give {repository} "
-            f"({explain(error).splitlines()[0]}). Check the name and the network, "
+            f"({_explain(error).splitlines()[0]}). Check the name and the network, "
             "or give a folder that holds " + ", ".join(names) + "."
         ) from error
