@@ -1,4 +1,4 @@
-"""2 · From text to tensors.
+"""2 · From text to tensors: tokenization and embeddings.
 
 Made from notebooks/02_text.ipynb by helpers.export.
 Edit the notebook, not this file.
@@ -14,31 +14,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 
-__all__ = ["read_text", "TokenDataset", "make_dataloader", "pad_sequences"]
-
-
-# cell read-text of notebooks/02_text.ipynb
-def read_text(path: str | Path) -> str:
-    """Read a UTF-8 text file whole, with line ends turned into `\\n`.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is not UTF-8, or holds nothing but white space.
-
-    Example:
-        >>> text = read_text("story.txt")  # doctest: +SKIP
-    """
-    path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path} is not UTF-8: byte {error.object[error.start]:#04x} at offset {error.start}. "
-            "Save it as UTF-8, or decode it with its own encoding first."
-        ) from None
-    if not text.strip():
-        raise ValueError(f"{path} is empty: expected some text to read.")
-    return text
+__all__ = ["TokenDataset", "make_dataloader", "read_text", "pad_sequences"]
 
 
 # cell token-windows of notebooks/02_text.ipynb
@@ -116,6 +92,30 @@ def make_dataloader(dataset: Dataset, *, batch_size: int, shuffle: bool = True,
     generator = torch.Generator().manual_seed(seed)
     return DataLoader(dataset, batch_size=batch_size, shuffle=shuffle, drop_last=drop_last,
                       generator=generator, num_workers=0, collate_fn=collate_fn)
+
+
+# cell read-text of notebooks/02_text.ipynb
+def read_text(path: str | Path) -> str:
+    """Read a UTF-8 text file whole, with line ends turned into `\\n`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not UTF-8, or holds nothing but white space.
+
+    Example:
+        >>> text = read_text("story.txt")  # doctest: +SKIP
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path} is not UTF-8: byte {error.object[error.start]:#04x} at offset {error.start}. "
+            "Save it as UTF-8, or decode it with its own encoding first."
+        ) from None
+    if not text.strip():
+        raise ValueError(f"{path} is empty: expected some text to read.")
+    return text
 
 
 # cell pad-sequences of notebooks/02_text.ipynb

@@ -1,4 +1,4 @@
-"""2 · From text to tensors.
+"""2 · From text to tensors: tokenization and embeddings.
 
 Made from notebooks/02_text.ipynb by helpers.export.
 Edit the notebook, not this file.
@@ -21,43 +21,22 @@ from helpers.common import atomic_write
 from helpers.download import DownloadError, fetch, find_files
 
 __all__ = [
-    "bytes_to_unicode",
-    "SPLIT_PATTERN",
     "END_OF_TEXT",
     "merge",
-    "learn_merges",
+    "bytes_to_unicode",
+    "SPLIT_PATTERN",
     "make_encoding",
-    "train_bpe",
     "mergeable_ranks",
     "bpe",
     "eos_token_id",
     "encode",
     "decode",
+    "learn_merges",
+    "train_bpe",
     "save_tokenizer",
     "load_merges",
     "load_tokenizer",
 ]
-
-
-# cell byte-symbols of notebooks/02_text.ipynb
-def bytes_to_unicode() -> dict[int, str]:
-    """The printable character that stands for each byte in GPT-2's files, in the order of the ids.
-
-    Example:
-        >>> symbols = bytes_to_unicode()
-        >>> symbols[ord("A")], symbols[ord(" ")], list(symbols)[0]
-        ('A', 'Ġ', 33)
-    """
-    printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    rest = [b for b in range(256) if b not in set(printable)]
-    symbols = {b: chr(b) for b in printable}
-    return symbols | {b: chr(0x100 + i) for i, b in enumerate(rest)}
-
-
-# cell split-pattern of notebooks/02_text.ipynb
-SPLIT_PATTERN = (
-    r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-)
 
 
 # cell end-of-text of notebooks/02_text.ipynb
@@ -81,6 +60,154 @@ def merge(ids: list[int], pair: tuple[int, int], new_id: int) -> list[int]:
             merged.append(ids[i])
             i += 1
     return merged
+
+
+# cell byte-symbols of notebooks/02_text.ipynb
+def bytes_to_unicode() -> dict[int, str]:
+    """The printable character that stands for each byte in GPT-2's files, in the order of the ids.
+
+    Example:
+        >>> symbols = bytes_to_unicode()
+        >>> symbols[ord("A")], symbols[ord(" ")], list(symbols)[0]
+        ('A', 'Ġ', 33)
+    """
+    printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    rest = [b for b in range(256) if b not in set(printable)]
+    symbols = {b: chr(b) for b in printable}
+    return symbols | {b: chr(0x100 + i) for i, b in enumerate(rest)}
+
+
+# cell split-pattern of notebooks/02_text.ipynb
+SPLIT_PATTERN = (
+    r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+)
+
+
+# cell make-encoding of notebooks/02_text.ipynb
+def make_encoding(name: str, merges: Sequence[bytes],
+                  special_tokens: Sequence[str] = (END_OF_TEXT,)) -> tiktoken.Encoding:
+    """A `tiktoken.Encoding` with ids as in GPT-2: 256 bytes, the merges, the special tokens.
+
+    Example:
+        >>> make_encoding("toy", [b"lo", b"low"]).encode_ordinary("lower")
+        [257, 68, 81]
+    """
+    tokens = [bytes([b]) for b in bytes_to_unicode()] + list(merges)
+    ranks = {token: i for i, token in enumerate(tokens)}
+    special = {token: len(tokens) + i for i, token in enumerate(special_tokens)}
+    return tiktoken.Encoding(name, pat_str=SPLIT_PATTERN, mergeable_ranks=ranks,
+                             special_tokens=special, explicit_n_vocab=len(tokens) + len(special))
+
+
+# cell token-ranks of notebooks/02_text.ipynb
+def mergeable_ranks(tokenizer: tiktoken.Encoding) -> dict[bytes, int]:
+    """The bytes of each ordinary token and its id, in the order of the ids.
+
+    Example:
+        >>> mergeable_ranks(make_encoding("toy", [b"lo", b"low"]))[b"low"]
+        257
+    """
+    special = {tokenizer.encode_single_token(token) for token in tokenizer.special_tokens_set}
+    ordinary = (i for i in range(tokenizer.n_vocab) if i not in special)
+    return {tokenizer.decode_single_token_bytes(i): i for i in ordinary}
+
+
+# cell bpe-encode of notebooks/02_text.ipynb
+def bpe(data: bytes, ranks: dict[bytes, int], below: int | None = None) -> list[int]:
+    """Encode bytes by merging neighbours, lowest rank first: what tiktoken does for one piece.
+
+    Any bytes at all can be encoded, valid UTF-8 or not, if `ranks` holds the 256 single bytes.
+    With `below`, only merges of a lower rank than that are made.
+
+    Example:
+        >>> bpe(b"aab", {b"a": 0, b"b": 1, b"ab": 2})
+        [0, 2]
+    """
+    limit = len(ranks) if below is None else below
+    parts = [bytes([b]) for b in data]
+    while len(parts) > 1:
+        merged = [ranks.get(a + b, limit) for a, b in pairwise(parts)]
+        rank = min(merged)
+        if rank >= limit:
+            break
+        i = merged.index(rank)
+        parts[i:i + 2] = [parts[i] + parts[i + 1]]
+    return [ranks[part] for part in parts]
+
+
+# cell eos-id of notebooks/02_text.ipynb
+def eos_token_id(tokenizer: tiktoken.Encoding) -> int:
+    """The id of the token that ends a document.
+
+    Raises:
+        ValueError: the tokenizer was made without that token.
+
+    Example:
+        >>> eos_token_id(make_encoding("bytes", []))
+        256
+    """
+    if END_OF_TEXT not in tokenizer.special_tokens_set:
+        raise ValueError(f"The tokenizer {tokenizer.name!r} has no {END_OF_TEXT}; its special "
+                         f"tokens are {sorted(tokenizer.special_tokens_set)}.")
+    return tokenizer.encode_single_token(END_OF_TEXT)
+
+
+# cell utf8 of notebooks/02_text.ipynb
+def _utf8(text: str) -> bytes:
+    """The text as UTF-8, or a ValueError that names the lone surrogate in it."""
+    try:
+        return text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"The text holds a lone surrogate, {text[error.start]!r} at position {error.start}, "
+            "which is half a character and cannot be encoded. Remove it, for example with "
+            "text.encode('utf-8', 'replace').decode('utf-8')."
+        ) from None
+
+
+# cell encode of notebooks/02_text.ipynb
+def encode(tokenizer: tiktoken.Encoding, text: str, *, end: bool = False) -> list[int]:
+    """Encode user text, in which nothing is special; with `end`, close it with the end token.
+
+    Raises:
+        TypeError: text is not a string.
+        ValueError: text holds a lone surrogate, or half a million white-space characters in a row.
+
+    Example:
+        >>> encode(make_encoding("bytes", []), "A", end=True)
+        [32, 256]
+    """
+    if not isinstance(text, str):
+        raise TypeError(f"encode wants a str, got {type(text).__name__}.")
+    _utf8(text)
+    if len(text) >= 500_000 and (run := regex.search(r"(?<!\s)\s{500000}", text)):
+        raise ValueError(f"The text holds 500,000 or more white-space characters in a row, from "
+                         f"position {run.start()}, more than tiktoken can split. Shorten them.")
+    ids = tokenizer.encode_ordinary(text)
+    return [*ids, eos_token_id(tokenizer)] if end else ids
+
+
+# cell decode of notebooks/02_text.ipynb
+def decode(tokenizer: tiktoken.Encoding, ids: Iterable[int] | Tensor) -> str:
+    """The text of token ids; bytes that are not valid UTF-8 come out as the character U+FFFD.
+
+    Raises:
+        ValueError: an id has no token, as where a model's vocabulary is padded to a round size.
+
+    Example:
+        >>> decode(make_encoding("bytes", []), [32, 256])
+        'A<|endoftext|>'
+    """
+    ids = ids.tolist() if isinstance(ids, Tensor) else list(ids)
+    try:
+        return tokenizer.decode(ids)
+    except (KeyError, OverflowError):
+        unknown = [i for i in ids if not 0 <= i < tokenizer.n_vocab] or ids
+        raise ValueError(
+            f"The id {unknown[0]} has no token: {tokenizer.name!r} has the ids 0 to "
+            f"{tokenizer.n_vocab - 1}. If the model's vocabulary is larger, sample from "
+            "logits[..., :tokenizer.n_vocab]."
+        ) from None
 
 
 # cell learn-merges of notebooks/02_text.ipynb
@@ -139,35 +266,6 @@ def learn_merges(word_counts: dict[bytes, int], n_merges: int) -> list[bytes]:
     return token_bytes[256:]
 
 
-# cell make-encoding of notebooks/02_text.ipynb
-def make_encoding(name: str, merges: Sequence[bytes],
-                  special_tokens: Sequence[str] = (END_OF_TEXT,)) -> tiktoken.Encoding:
-    """A `tiktoken.Encoding` with ids as in GPT-2: 256 bytes, the merges, the special tokens.
-
-    Example:
-        >>> make_encoding("toy", [b"lo", b"low"]).encode_ordinary("lower")
-        [257, 68, 81]
-    """
-    tokens = [bytes([b]) for b in bytes_to_unicode()] + list(merges)
-    ranks = {token: i for i, token in enumerate(tokens)}
-    special = {token: len(tokens) + i for i, token in enumerate(special_tokens)}
-    return tiktoken.Encoding(name, pat_str=SPLIT_PATTERN, mergeable_ranks=ranks,
-                             special_tokens=special, explicit_n_vocab=len(tokens) + len(special))
-
-
-# cell utf8 of notebooks/02_text.ipynb
-def _utf8(text: str) -> bytes:
-    """The text as UTF-8, or a ValueError that names the lone surrogate in it."""
-    try:
-        return text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise ValueError(
-            f"The text holds a lone surrogate, {text[error.start]!r} at position {error.start}, "
-            "which is half a character and cannot be encoded. Remove it, for example with "
-            "text.encode('utf-8', 'replace').decode('utf-8')."
-        ) from None
-
-
 # cell train-bpe of notebooks/02_text.ipynb
 def train_bpe(texts: Iterable[str], vocab_size: int,
               special_tokens: Sequence[str] = (END_OF_TEXT,)) -> tiktoken.Encoding:
@@ -178,8 +276,8 @@ def train_bpe(texts: Iterable[str], vocab_size: int,
         vocab_size: size of the finished vocabulary: 256 bytes + merges + special_tokens.
 
     Raises:
-        ValueError: vocab_size is below 256 + special_tokens, a special token is named twice, the text is
-            empty or holds a lone surrogate, or it has too few repeated pairs for the vocabulary.
+        ValueError: vocab_size is below 256 + special_tokens, a special token is named twice, the
+            text is empty or holds a lone surrogate, or it has too few repeated pairs.
 
     Example:
         >>> train_bpe("low lower lowest", 260).encode_ordinary("lower")
@@ -204,104 +302,6 @@ def train_bpe(texts: Iterable[str], vocab_size: int,
         raise ValueError(f"vocab_size is {vocab_size}, but this text has repeated pairs for only "
                          f"{smallest + len(merges)}. Give more text, or a smaller vocab_size.")
     return make_encoding("trained", merges, special_tokens)
-
-
-# cell token-ranks of notebooks/02_text.ipynb
-def mergeable_ranks(tokenizer: tiktoken.Encoding) -> dict[bytes, int]:
-    """The bytes of each ordinary token and its id, in the order of the ids.
-
-    Example:
-        >>> mergeable_ranks(make_encoding("toy", [b"lo", b"low"]))[b"low"]
-        257
-    """
-    special = {tokenizer.encode_single_token(token) for token in tokenizer.special_tokens_set}
-    ordinary = (i for i in range(tokenizer.n_vocab) if i not in special)
-    return {tokenizer.decode_single_token_bytes(i): i for i in ordinary}
-
-
-# cell bpe-encode of notebooks/02_text.ipynb
-def bpe(data: bytes, ranks: dict[bytes, int], below: int | None = None) -> list[int]:
-    """Encode bytes by merging neighbours, lowest rank first: what tiktoken does for one piece.
-
-    Any bytes at all can be encoded, valid UTF-8 or not, if `ranks` holds the 256 single bytes.
-    With `below`, only merges of a lower rank than that are made.
-
-    Example:
-        >>> bpe(b"aab", {b"a": 0, b"b": 1, b"ab": 2})
-        [0, 2]
-    """
-    limit = len(ranks) if below is None else below
-    parts = [bytes([b]) for b in data]
-    while len(parts) > 1:
-        merged = [ranks.get(a + b, limit) for a, b in pairwise(parts)]
-        rank = min(merged)
-        if rank >= limit:
-            break
-        i = merged.index(rank)
-        parts[i:i + 2] = [parts[i] + parts[i + 1]]
-    return [ranks[part] for part in parts]
-
-
-# cell eos-id of notebooks/02_text.ipynb
-def eos_token_id(tokenizer: tiktoken.Encoding) -> int:
-    """The id of the token that ends a document.
-
-    Raises:
-        ValueError: the tokenizer was made without that token.
-
-    Example:
-        >>> eos_token_id(make_encoding("bytes", []))
-        256
-    """
-    if END_OF_TEXT not in tokenizer.special_tokens_set:
-        raise ValueError(f"The tokenizer {tokenizer.name!r} has no {END_OF_TEXT}; its special "
-                         f"tokens are {sorted(tokenizer.special_tokens_set)}.")
-    return tokenizer.encode_single_token(END_OF_TEXT)
-
-
-# cell encode of notebooks/02_text.ipynb
-def encode(tokenizer: tiktoken.Encoding, text: str, *, end: bool = False) -> list[int]:
-    """Encode user text, in which nothing is special; with `end`, close it with the end token.
-
-    Raises:
-        TypeError: text is not a string.
-        ValueError: text holds a lone surrogate, or half a million white-space characters in a row.
-
-    Example:
-        >>> encode(make_encoding("bytes", []), "A", end=True)
-        [32, 256]
-    """
-    if not isinstance(text, str):
-        raise TypeError(f"encode wants a str, got {type(text).__name__}.")
-    _utf8(text)
-    if len(text) >= 500_000 and (run := regex.search(r"(?<!\s)\s{500000}", text)):
-        raise ValueError(f"The text holds 500,000 or more white-space characters in a row, from "
-                         f"position {run.start()}, more than tiktoken can split. Shorten them.")
-    ids = tokenizer.encode_ordinary(text)
-    return [*ids, eos_token_id(tokenizer)] if end else ids
-
-
-# cell decode of notebooks/02_text.ipynb
-def decode(tokenizer: tiktoken.Encoding, ids: Iterable[int] | Tensor) -> str:
-    """The text of token ids; bytes that are not valid UTF-8 come out as the character U+FFFD.
-
-    Raises:
-        ValueError: an id has no token, as where a model's vocabulary is padded to a round size.
-
-    Example:
-        >>> decode(make_encoding("bytes", []), [32, 256])
-        'A<|endoftext|>'
-    """
-    ids = ids.tolist() if isinstance(ids, Tensor) else list(ids)
-    try:
-        return tokenizer.decode(ids)
-    except (KeyError, OverflowError):
-        unknown = [i for i in ids if not 0 <= i < tokenizer.n_vocab] or ids
-        raise ValueError(
-            f"The id {unknown[0]} has no token: {tokenizer.name!r} has the ids 0 to "
-            f"{tokenizer.n_vocab - 1}. If the model's vocabulary is larger, sample from "
-            "logits[..., :tokenizer.n_vocab]."
-        ) from None
 
 
 # cell save-tokenizer of notebooks/02_text.ipynb
@@ -409,7 +409,8 @@ def _tokenizer_files(folder_or_name: str | Path) -> list[Path]:
         raise FileNotFoundError(
             f"{folder_or_name} has its tokenizer in tokenizer.json, and here vocab.json and "
             "merges.txt are read. If it is byte-level BPE with GPT-2's split pattern, the package "
-            f"tokenizers writes the two files: Tokenizer.from_file({str(path)!r}).model.save(folder)"
+            "tokenizers writes the two files: "
+            f"Tokenizer.from_file({str(path)!r}).model.save(folder)"
         ) from None
 
 
