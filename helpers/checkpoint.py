@@ -1,4 +1,4 @@
-"""C · Long runs.
+"""C · Long runs: checkpoints and exact resume.
 
 Made from notebooks/C_long_runs.ipynb by helpers.export.
 Edit the notebook, not this file.

@@ -8,11 +8,11 @@ One module holds the checks of one chapter.
 from helpers.checks._core import CheckFailed, guard, is_unanswered
 from helpers.checks.attention import (
     check_attention,
-    check_causal_mask,
+    check_attention_shapes,
+    check_corrected_attention,
+    check_decode,
     check_grouped_attention,
-    check_join_heads,
-    check_peek,
-    check_split_heads,
+    check_softmax_gradient,
 )
 from helpers.checks.gpt import (
     check_layer_norm,
@@ -20,6 +20,12 @@ from helpers.checks.gpt import (
     check_parallel_block,
     check_parameter_count,
     check_tied,
+)
+from helpers.checks.long_runs import (
+    check_data_position,
+    check_early_stopping,
+    check_interval,
+    check_prune,
 )
 from helpers.checks.overview import (
     check_back_off,
@@ -44,9 +50,9 @@ from helpers.checks.pytorch import (
 )
 from helpers.checks.scaling import (
     check_budget,
+    check_distributed_sampler,
     check_exact_orthogonal,
-    check_joint_gradient,
-    check_share,
+    check_global_gradient,
 )
 from helpers.checks.text import (
     check_all_windows,
@@ -60,17 +66,22 @@ __all__ = [
     "CheckFailed",
     "check_all_windows",
     "check_attention",
+    "check_attention_shapes",
     "check_back_off",
     "check_budget",
     "check_bytes_per_token",
-    "check_causal_mask",
+    "check_data_position",
+    "check_corrected_attention",
+    "check_decode",
     "check_distances",
+    "check_distributed_sampler",
     "check_division",
+    "check_early_stopping",
     "check_exact_orthogonal",
+    "check_global_gradient",
     "check_grouped_attention",
     "check_groups",
-    "check_join_heads",
-    "check_joint_gradient",
+    "check_interval",
     "check_layer_norm",
     "check_log_sum_exp",
     "check_smoothed_cross_entropy",
@@ -80,12 +91,11 @@ __all__ = [
     "check_own_generate",
     "check_parallel_block",
     "check_parameter_count",
-    "check_peek",
     "check_perplexity",
+    "check_prune",
     "check_rotate",
     "check_schedule",
-    "check_share",
-    "check_split_heads",
+    "check_softmax_gradient",
     "check_split_pattern",
     "check_step",
     "check_stream",
