@@ -1,13 +1,13 @@
-"""C · Scaling up.
+"""D · Scaling: data, optimizers, and many processes.
 
 Made from notebooks/D_scaling.ipynb by helpers.export.
 Edit the notebook, not this file.
+The same notebook makes helpers.pretrain, helpers.optim, helpers.distributed, helpers.inference.
 """
 
 import hashlib
 import json
 import lzma
-import math
 import multiprocessing
 import os
 import threading
@@ -20,13 +20,12 @@ from pathlib import Path
 
 import numpy as np
 import tiktoken
-from torch import nn
-from torch.utils.data import ConcatDataset, DataLoader
+from torch.utils.data import ConcatDataset
 
+from helpers.common import atomic_write
 from helpers.data import TokenDataset
 from helpers.download import sha256
 from helpers.tokenizer import END_OF_TEXT, encode, eos_token_id
-from helpers.training import atomic_write, evaluate_loss, unwrap_model
 
 __all__ = [
     "read_documents",
@@ -38,7 +37,6 @@ __all__ = [
     "resume_shards",
     "write_shards",
     "load_shards",
-    "bits_per_byte",
 ]
 
 
@@ -146,8 +144,8 @@ GROUP_CHARS = 2**16    # characters of text that are worth a message to another 
 
 # cell encode-stream of notebooks/D_scaling.ipynb
 def tokenize_stream(documents: Iterable[str], tokenizer: tiktoken.Encoding,
-                  processes: int = 1) -> Iterator[tuple[str, array]]:
-    """Each document with its ids, in the order they came, worked out by several processes.
+                    num_proc: int = 1) -> Iterator[tuple[str, array]]:
+    """Each document with its ids, in the order they came, computed by several processes.
 
     Documents travel in groups of at least GROUP_CHARS, few of which are under way at a time.
     With several processes, call it from a script or the command line, not from a notebook: they
@@ -168,16 +166,16 @@ def tokenize_stream(documents: Iterable[str], tokenizer: tiktoken.Encoding,
         if group:
             yield group
 
-    if processes == 1:
+    if num_proc == 1:
         for group in groups():
             yield from zip(group, tokenize_documents(group, tokenizer), strict=True)
         return
     context = multiprocessing.get_context("spawn")     # the same on every system
-    with ProcessPoolExecutor(processes, context, start_worker, (tokenizer,)) as pool:
+    with ProcessPoolExecutor(num_proc, context, start_worker, (tokenizer,)) as pool:
         waiting: deque = deque()
         for group in groups():
             waiting.append((group, pool.submit(tokenize_documents, group)))
-            if len(waiting) > 2 * processes:
+            if len(waiting) > 2 * num_proc:
                 group, job = waiting.popleft()
                 yield from zip(group, job.result(), strict=True)
         for group, job in waiting:
@@ -209,7 +207,7 @@ def resume_shards(journal: Path, fresh: dict, documents: Iterator[str]) -> tuple
 
 # cell write-shards of notebooks/D_scaling.ipynb
 def write_shards(documents: Iterable[str], tokenizer: tiktoken.Encoding, folder: str | Path, *,
-                 shard_tokens: int = 2**24, processes: int = 1) -> dict:
+                 shard_tokens: int = 2**24, num_proc: int = 1) -> dict:
     """Tokenize documents into uint16 files of about shard_tokens each; returns the manifest.
 
     The manifest (`manifest.json`, written last) counts documents, tokens and bytes of text and has
@@ -217,7 +215,8 @@ def write_shards(documents: Iterable[str], tokenizer: tiktoken.Encoding, folder:
     single string counts as one document.
 
     Args:
-        processes: how many tokenize; the files are the same for any number (see `tokenize_stream`).
+        num_proc: how many processes tokenize; the files are the same for any number (see
+            `tokenize_stream`).
 
     Raises:
         ValueError: the vocabulary does not fit uint16, there is no document, or a call that was
@@ -248,7 +247,7 @@ def write_shards(documents: Iterable[str], tokenizer: tiktoken.Encoding, folder:
             temporary.write_text(json.dumps(manifest, indent=1), encoding="utf-8")
         del buffer[:]
 
-    for text, ids in tokenize_stream(documents, tokenizer, processes):
+    for text, ids in tokenize_stream(documents, tokenizer, num_proc):
         data = text.encode("utf-8")
         text_hash.update(data)
         buffer.extend(ids)
@@ -294,33 +293,3 @@ def load_shards(folder: str | Path, context_length: int) -> ConcatDataset:
     if not windows:
         raise ValueError(f"No shard in {folder} is longer than one window of {context_length}.")
     return ConcatDataset(windows)
-
-
-# cell bits-per-byte of notebooks/D_scaling.ipynb
-def bits_per_byte(model: nn.Module, tokenizer: tiktoken.Encoding, documents: Iterable[str], *,
-                  batch_size: int = 8) -> float:
-    """The mean surprise of a model at some documents, in bits for each byte of their UTF-8.
-
-    Each document is read in windows that do not overlap, the first opened by the end token.
-
-    Raises:
-        ValueError: there is no text.
-    """
-    nats, n_bytes, config = 0.0, 0, unwrap_model(model).config
-    for text in [documents] if isinstance(documents, str) else documents:
-        ids = [eos_token_id(tokenizer), *encode(tokenizer, text)]
-        T = min(config.context_length, len(ids) - 1)
-        if T < 1:
-            continue
-        whole = TokenDataset(ids, T)
-        rest = ids[len(whole) * T:]
-        loaders = [DataLoader(whole, batch_size=batch_size)]
-        if len(rest) > 1:
-            loaders.append(DataLoader(TokenDataset(rest, len(rest) - 1)))
-        counts = [len(whole) * T, len(rest) - 1]
-        nats += sum(evaluate_loss(model, loader) * n
-                    for loader, n in zip(loaders, counts, strict=False))
-        n_bytes += len(text.encode("utf-8"))
-    if not n_bytes:
-        raise ValueError("There is no text to measure on.")
-    return nats / math.log(2) / n_bytes

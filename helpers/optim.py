@@ -1,15 +1,32 @@
-"""C · Scaling up.
+"""D · Scaling: data, optimizers, and many processes.
 
 Made from notebooks/D_scaling.ipynb by helpers.export.
 Edit the notebook, not this file.
+The same notebook makes helpers.pretrain, helpers.corpus, helpers.distributed, helpers.inference.
 """
+
+import math
 
 import torch
 from torch import Tensor, nn
 
 from helpers.training import has_fast_bfloat16, unwrap_model
 
-__all__ = ["newton_schulz", "by_shape", "adamw_update", "Muon"]
+__all__ = ["adamw_update", "newton_schulz", "by_shape", "Muon", "wsd_lr"]
+
+
+# cell adam-update of notebooks/D_scaling.ipynb
+def adamw_update(p: Tensor, state: dict, betas: tuple[float, float]) -> Tensor:
+    """AdamW's update of one parameter, before the learning rate; `state` keeps its two moments."""
+    beta1, beta2 = betas
+    if not state:
+        state.update(step=torch.tensor(0.0), exp_avg=torch.zeros_like(p),
+                     exp_avg_sq=torch.zeros_like(p))
+    state["step"] += 1
+    t = state["step"].item()
+    m = state["exp_avg"].lerp_(p.grad, 1 - beta1)
+    v = state["exp_avg_sq"].mul_(beta2).addcmul_(p.grad, p.grad, value=1 - beta2)
+    return m / ((v / (1 - beta2**t)).sqrt_().add_(1e-8) * (1 - beta1**t))
 
 
 # cell orthogonalize of notebooks/D_scaling.ipynb
@@ -44,19 +61,6 @@ def by_shape(weights: list[Tensor]) -> list[list[Tensor]]:
         if p.grad is not None:
             shapes.setdefault(p.shape, []).append(p)
     return list(shapes.values())
-
-
-# cell adam-update of notebooks/D_scaling.ipynb
-def adamw_update(p: Tensor, state: dict, betas: tuple[float, float]) -> Tensor:
-    """AdamW's step for one weight, before the learning rate; its moments are kept in `state`."""
-    beta1, beta2 = betas
-    if not state:
-        state.update(step=torch.tensor(0.0), mean=torch.zeros_like(p), square=torch.zeros_like(p))
-    state["step"] += 1
-    n = state["step"].item()
-    mean = state["mean"].lerp_(p.grad, 1 - beta1)
-    square = state["square"].mul_(beta2).addcmul_(p.grad, p.grad, value=1 - beta2)
-    return mean / ((square / (1 - beta2**n)).sqrt_().add_(1e-8) * (1 - beta1**n))
 
 
 # cell muon of notebooks/D_scaling.ipynb
@@ -106,3 +110,22 @@ class Muon(torch.optim.Optimizer):
             ahead.append(p.grad.lerp(average, group["momentum"]))     # as Nesterov's looks ahead
         scale = 0.2 * max(weights[0].shape) ** 0.5
         return newton_schulz(torch.stack(ahead)) * scale              # all of a shape at once
+
+
+# cell wsd of notebooks/D_scaling.ipynb
+def wsd_lr(step: int, *, lr: float, min_lr: float, warmup_steps: int, decay_steps: int,
+           total_steps: int) -> float:
+    """The learning rate of a step, counted from 1: linear warm-up, constant, decay at the end.
+
+    The decay follows 1 - sqrt(progress) (Hägele et al. 2024, arXiv:2405.18392) and reaches min_lr
+    at the last step. Until it begins nothing depends on total_steps.
+
+    Example:
+        >>> [round(wsd_lr(s, lr=1.0, min_lr=0.0, warmup_steps=2, decay_steps=4, total_steps=8), 2)
+        ...  for s in range(1, 9)]
+        [0.5, 1.0, 1.0, 1.0, 0.5, 0.29, 0.13, 0.0]
+    """
+    if step <= warmup_steps:
+        return lr * step / warmup_steps
+    progress = (step - (total_steps - decay_steps)) / max(1, decay_steps)
+    return lr if progress <= 0 else min_lr + (lr - min_lr) * (1 - math.sqrt(min(1.0, progress)))

@@ -1,51 +1,62 @@
-"""C · Scaling up.
+"""D · Scaling: data, optimizers, and many processes.
 
 Made from notebooks/D_scaling.ipynb by helpers.export.
 Edit the notebook, not this file.
+The same notebook makes helpers.corpus, helpers.optim, helpers.distributed, helpers.inference.
 """
 
 import argparse
 import json
 import math
-import os
 import re
 import time
 import tomllib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 
+import pandas as pd
 import tiktoken
 import torch
 import torch.distributed as dist
-from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler
 
+from helpers.callbacks import Evaluate
 from helpers.common import get_device, set_seed
-from helpers.corpus import load_shards, read_documents, stream_documents, write_shards
-from helpers.distributed import apply_fsdp, check_sharding, full_state_dict
+from helpers.data import make_dataloader
 from helpers.gpt import GPT, GPTConfig, flops_per_token
-from helpers.optim import Muon
 from helpers.pretrained import load_pretrained, save_pretrained
 from helpers.tokenizer import eos_token_id, load_tokenizer, save_tokenizer, train_bpe
-from helpers.training import History, autocast_context, configure_optimizer, fit, is_main_process
+from helpers.training import (Callback, History, TrainConfig, TrainState, autocast_context,
+                              configure_optimizer, cosine_lr_with_warmup, fit, lm_loss,
+                              unwrap_model)
+from helpers.corpus import load_shards, read_documents, stream_documents, write_shards
+from helpers.distributed import (DistributedCheckpoint, DistributedInterrupt, apply_fsdp,
+                                 check_fsdp, distributed_loss, gather_model, init_distributed,
+                                 is_main_process, main_process_first, seed_rank)
+from helpers.optim import Muon, wsd_lr
 
 __all__ = [
     "training_flops",
-    "PEAKS",
+    "PEAK_FLOPS",
     "measured_flops",
     "peak_flops",
-    "make_log",
-    "TrainingConfig",
+    "PretrainConfig",
     "RunConfig",
+    "RENAMED",
     "load_run_config",
+    "train_settings",
     "HUB_SOURCE",
     "find_sources",
+    "left_out",
     "iter_documents",
     "prepare",
     "make_loaders",
     "start_model",
+    "JSONLog",
+    "make_schedule",
     "train",
     "main",
 ]
@@ -64,14 +75,14 @@ def training_flops(config: GPTConfig, n_tokens: float = 1) -> float:
 
 # cell peaks of notebooks/D_scaling.ipynb
 # Published peaks in bfloat16, operations a second, without sparsity: NVIDIA's data sheets.
-PEAKS = {"A100": 312e12, "L4": 121e12, "L40S": 362e12, "H100 PCIe": 756e12, "H100": 989e12,
-         "H200": 989e12}
+PEAK_FLOPS = {"A100": 312e12, "L4": 121e12, "L40S": 362e12, "H100 PCIe": 756e12, "H100": 989e12,
+              "H100 NVL": 835e12, "H200": 989e12}
 
 
 # cell matmul-rate of notebooks/D_scaling.ipynb
-def measured_flops(device: torch.device, dtype: torch.dtype = torch.float32, size: int | None = None,
-                repeats: int = 8) -> float:
-    """Operations a second of the best of some products of two square matrices on a device."""
+def measured_flops(device: torch.device, dtype: torch.dtype = torch.float32,
+                   size: int | None = None, repeats: int = 8) -> float:
+    """Operations a second of a product of two square matrices on a device, the best of some."""
     size = size or (8192 if device.type == "cuda" else 1024)
     a = torch.randn(size, size, device=device).to(dtype)
     best = math.inf
@@ -86,67 +97,42 @@ def measured_flops(device: torch.device, dtype: torch.dtype = torch.float32, siz
 def peak_flops(device: torch.device, precision: str) -> tuple[float, str]:
     """Operations a second to measure a run against, and where the number comes from.
 
-    The published peak of a GPU that `PEAKS` knows, in bfloat16; else the measured `measured_flops`.
+    The published peak of a GPU that `PEAK_FLOPS` knows, in bfloat16; else `measured_flops`.
     """
     autocast = isinstance(autocast_context(precision, device), torch.autocast)
     dtype = torch.bfloat16 if autocast else torch.float32
     if device.type == "cuda" and autocast:
         name = torch.cuda.get_device_name(device)
-        for known in sorted(PEAKS, key=len, reverse=True):            # L40S before L4
-            if known in name:
-                return PEAKS[known], f"published peak of {known}, bfloat16"
+        for known in sorted(PEAK_FLOPS, key=len, reverse=True):       # "H100 PCIe" before "H100"
+            if re.search(rf"\b{known}\b", name):                      # an A1000 is no A100
+                return PEAK_FLOPS[known], f"published peak of {known}, bfloat16"
     return measured_flops(device, dtype), f"measured matrix product, {str(dtype)[6:]}"
-
-
-# cell make-log of notebooks/D_scaling.ipynb
-def make_log(config: GPTConfig, device: torch.device, precision: str, every: int = 20):
-    """A `log` for `fit` that prints records as lines of JSON, with the MFU of the step.
-
-    The first line also says what the MFU is measured against: `machine_flops`, the sum over all
-    processes, and its origin. All processes must call this.
-
-    Args:
-        every: steps from one line to the next; evaluations are printed too.
-    """
-    rate, origin = peak_flops(device, precision)
-    if dist.is_initialized():
-        total = torch.tensor(rate, device=device)
-        dist.all_reduce(total)
-        rate = total.item()
-    per_token, first = training_flops(config), {"machine_flops": round(rate), "machine": origin}
-
-    def log(record: dict) -> None:
-        if "val_loss" in record or record["step"] % every == 0:
-            line = {name: round(value, 5) for name, value in record.items()}
-            if "tokens_per_s" in record:
-                line["mfu"] = round(record["tokens_per_s"] * per_token / rate, 4)
-            print(json.dumps(line | first), flush=True)
-            first.clear()
-
-    return log
 
 
 # cell training-config of notebooks/D_scaling.ipynb
 @dataclass(frozen=True)
-class TrainingConfig:
-    """The `[training]` part of a recipe; the names are those of `fit`."""
+class PretrainConfig:
+    """The `[training]` part of a recipe."""
 
-    tokens: int                      # to train on, repeated passes counted
-    batch_size: int                  # windows a batch, in each process
+    tokens: int                      # to train on, repeated epochs counted
+    batch_size: int                  # windows in a micro-batch, in each process
     lr: float
     min_lr: float
     warmup_steps: int
-    accumulate: int = 1              # batches a step
+    grad_accum_steps: int = 1        # micro-batches a step
     optimizer: str = "adamw"         # or "muon"
+    schedule: str = "cosine"         # or "wsd": warm-up, stable, decay
+    decay_steps: int = 0             # of "wsd", at the end
     weight_decay: float = 0.1
     betas: tuple[float, float] = (0.9, 0.95)
-    grad_clip: float = 1.0
+    max_grad_norm: float = 1.0
     precision: str = "auto"
     compile: bool = False
     seed: int = 0
     eval_every: int = 500
     eval_batches: int = 20
     checkpoint_every: int = 250
+    checkpoint_minutes: float | None = None
 
 
 # cell recipe of notebooks/D_scaling.ipynb
@@ -157,41 +143,56 @@ class RunConfig:
     model: dict
     train: tuple[str, ...]
     validation: tuple[str, ...]
-    training: TrainingConfig
+    training: PretrainConfig
     text_column: str = "text"        # of tables
     tokenizer: str | None = None     # a folder or name; else one is trained on the files
+    leave_out: tuple[str, ...] = ()  # titles of books, see `left_out`
 
 
 # cell read-recipe of notebooks/D_scaling.ipynb
+RENAMED = {"accumulate": "grad_accum_steps", "grad_clip": "max_grad_norm"}   # in older recipes
+
+
+# cell load-run-config of notebooks/D_scaling.ipynb
 def load_run_config(path: str | Path) -> RunConfig:
     """Read a recipe in TOML.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: not TOML, or a part or setting missing or unknown.
+        ValueError: not TOML, or a part or setting missing, unknown or impossible.
     """
     try:
         raw = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-        model, data, training = raw["model"], raw["data"], raw["training"]
-        known = {f.name for f in fields(TrainingConfig)}
-        if unknown := training.keys() - known:
+        model, data = raw["model"], raw["data"]
+        training = {RENAMED.get(name, name): value for name, value in raw["training"].items()}
+        if unknown := training.keys() - {f.name for f in fields(PretrainConfig)}:
             raise ValueError(f"unknown training settings {sorted(unknown)}")
-        if training.get("optimizer", "adamw") not in ("adamw", "muon"):
-            raise ValueError(f'the optimizer must be "adamw" or "muon", '
-                             f"not {training['optimizer']!r}")
+        for name, known in (("optimizer", ("adamw", "muon")), ("schedule", ("cosine", "wsd"))):
+            if training.get(name, known[0]) not in known:
+                raise ValueError(f"the {name} must be one of {', '.join(known)}, "
+                                 f"not {training[name]!r}")
+        if given := model.keys() & {"bos_token_id", "eos_token_id", "bos_id", "eos_id"}:
+            raise ValueError(f"{sorted(given)} cannot be set: the tokenizer decides these ids")
         GPTConfig(**model)                              # it would complain, now and not in an hour
+        TrainConfig(**train_settings(PretrainConfig(**training), max_steps=1))
         for split in ("train", "validation"):
             if not isinstance(data[split], list):
                 raise ValueError(f"{split} must be a list of file patterns, not {data[split]!r}")
-        return RunConfig(**data | {"model": model, "training": TrainingConfig(**training),
-                                "train": tuple(data["train"]),
-                                "validation": tuple(data["validation"])})
+        lists = {name: tuple(data.get(name, ())) for name in ("train", "validation", "leave_out")}
+        return RunConfig(**data | {"model": model, "training": PretrainConfig(**training)} | lists)
     except KeyError as error:
         raise ValueError(f"{path} is not a recipe: it has no {error}. "
                          "See data/models/tiny/recipe.toml for one.") from None
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path} is not a recipe: {error}. "
                          "See data/models/tiny/recipe.toml for one.") from None
+
+
+# cell train-settings of notebooks/D_scaling.ipynb
+def train_settings(t: PretrainConfig, max_steps: int) -> dict:
+    """The settings of a recipe that `TrainConfig` has too."""
+    same = {f.name for f in fields(TrainConfig)} & {f.name for f in fields(PretrainConfig)}
+    return {name: getattr(t, name) for name in same} | {"max_steps": max_steps}
 
 
 # cell hub-source of notebooks/D_scaling.ipynb
@@ -220,11 +221,40 @@ def find_sources(patterns: Iterable[str], corpus: Path) -> list[Path | str]:
     return found
 
 
+# cell left-out of notebooks/D_scaling.ipynb
+def left_out(path: Path, titles: Sequence[str]) -> set[int]:
+    """Which documents of a corpus file, counted from 0, belong to books with these titles.
+
+    The corpus's `manifest.csv` has a row for each book, in the order of the books in their file,
+    with the number of documents of each.
+
+    Raises:
+        ValueError: the manifest does not count as many documents as the file holds.
+    """
+    manifest = path.parent / "manifest.csv"
+    if not titles or not manifest.is_file():
+        return set()
+    table = pd.read_csv(manifest)
+    rows = table[table["shard"] == path.name]
+    if not rows["title"].isin(titles).any():
+        return set()
+    found = sum(1 for _ in read_documents(path))
+    if rows["docs"].sum() != found:
+        raise ValueError(f"{manifest} counts {rows['docs'].sum()} documents in {path.name}, which "
+                         f"holds {found}.")
+    ends = rows["docs"].cumsum()
+    return {i for title, end, docs in zip(rows["title"], ends, rows["docs"], strict=True)
+            if title in titles for i in range(end - docs, end)}
+
+
 # cell open-source of notebooks/D_scaling.ipynb
-def iter_documents(source: Path | str, text_column: str = "text") -> Iterator[str]:
-    """The documents of a source that `find_sources` gave."""
+def iter_documents(source: Path | str, text_column: str = "text",
+                   leave_out: Sequence[str] = ()) -> Iterator[str]:
+    """The documents of a source that `find_sources` gave, without those of books left out."""
     if isinstance(source, Path):
-        return read_documents(source, text_column)
+        out = left_out(source, leave_out)
+        return (text for i, text in enumerate(read_documents(source, text_column))
+                if i not in out)
     name, config, start, stop = HUB_SOURCE.fullmatch(source).groups()
     return stream_documents(name, config=config, text_column=text_column,
                             start=int(start or 0), stop=int(stop) if stop else None)
@@ -232,7 +262,7 @@ def iter_documents(source: Path | str, text_column: str = "text") -> Iterator[st
 
 # cell prepare of notebooks/D_scaling.ipynb
 def prepare(recipe: RunConfig, corpus: str | Path, run: str | Path, start: str | Path | None = None,
-            processes: int = 1) -> tiktoken.Encoding:
+            num_proc: int = 1) -> tiktoken.Encoding:
     """Train the tokenizer and write the shards of a run, unless that was done before.
 
     The tokenizer is that of `start`, a model's folder, or the one that the recipe names, or else
@@ -246,6 +276,11 @@ def prepare(recipe: RunConfig, corpus: str | Path, run: str | Path, start: str |
     corpus, run = Path(corpus), Path(run)
     sources = {split: find_sources(patterns, corpus) for split, patterns in
                (("train", recipe.train), ("validation", recipe.validation))}
+
+    def documents(found: Iterable[Path | str]) -> Iterator[str]:
+        return (text for source in found
+                for text in iter_documents(source, recipe.text_column, recipe.leave_out))
+
     begun = (run / "tokenizer" / "tokenizer_config.json").is_file()     # the last to be written
     given = recipe.tokenizer if start is None else start
     if not begun and given is not None:
@@ -255,35 +290,32 @@ def prepare(recipe: RunConfig, corpus: str | Path, run: str | Path, start: str |
         if not files:
             raise ValueError("The recipe trains on no file, so it must name a tokenizer: "
                              'tokenizer = "gpt2" under [data].')
-        texts = (text for path in files for text in iter_documents(path, recipe.text_column))
-        save_tokenizer(train_bpe(texts, recipe.model["vocab_size"]), run / "tokenizer")
+        save_tokenizer(train_bpe(documents(files), recipe.model["vocab_size"]), run / "tokenizer")
     tokenizer = load_tokenizer(run / "tokenizer")
     if tokenizer.n_vocab != recipe.model["vocab_size"]:
         raise ValueError(f"{run} was begun with a vocabulary of {tokenizer.n_vocab}, and the "
                          f"recipe says {recipe.model['vocab_size']}: give another folder.")
     for split, found in sources.items():
         if not (run / split / "manifest.json").is_file():
-            documents = (text for s in found for text in iter_documents(s, recipe.text_column))
-            write_shards(documents, tokenizer, run / split, processes=processes)
+            write_shards(documents(found), tokenizer, run / split, num_proc=num_proc)
     return tokenizer
 
 
 # cell make-loaders of notebooks/D_scaling.ipynb
 def make_loaders(recipe: RunConfig, run: str | Path) -> tuple[DataLoader, DataLoader]:
-    """Training and validation loaders over the shards of a run, each process its own share.
+    """Training and validation loaders over the shards of a run, other windows for each process.
 
     All processes measure on the same validation windows, drawn once from all over the shards.
     """
     length, t = recipe.model["context_length"], recipe.training
     train, validation = (load_shards(Path(run) / s, length) for s in ("train", "validation"))
-    generator = torch.Generator().manual_seed(t.seed)
-    sampler = None
-    if dist.is_initialized():
-        sampler, generator = DistributedSampler(train, seed=t.seed, drop_last=True), None
-    return (DataLoader(train, t.batch_size, shuffle=sampler is None, sampler=sampler,
-                       drop_last=True, generator=generator),
-            DataLoader(validation, t.batch_size, shuffle=True,
-                       generator=torch.Generator().manual_seed(t.seed)))
+    val_loader = make_dataloader(validation, batch_size=t.batch_size, seed=t.seed)
+    if not dist.is_initialized():
+        train_loader = make_dataloader(train, batch_size=t.batch_size, drop_last=True, seed=t.seed)
+        return train_loader, val_loader
+    sampler = DistributedSampler(train, seed=t.seed, drop_last=True)
+    return DataLoader(train, t.batch_size, sampler=sampler, drop_last=True,
+                      generator=torch.Generator().manual_seed(t.seed)), val_loader
 
 
 # cell start-model of notebooks/D_scaling.ipynb
@@ -303,51 +335,96 @@ def start_model(config: GPTConfig, start: str | Path | None = None) -> GPT:
     return model
 
 
+# cell make-log of notebooks/D_scaling.ipynb
+class JSONLog(Callback):
+    """Print records as lines of JSON, in the first process, with the MFU of the step.
+
+    The first line also says what the MFU is measured against: `machine_flops`, the sum over all
+    processes, and its origin. List it after `Evaluate`.
+
+    Args:
+        every: steps from one line to the next; evaluations are printed too.
+    """
+
+    def __init__(self, precision: str, every: int = 20) -> None:
+        self.precision, self.every, self.first = precision, every, {}
+
+    def on_train_start(self, state: TrainState) -> None:
+        """Measure the machine; all processes take part."""
+        device = next(state.model.parameters()).device
+        peak, origin = peak_flops(device, self.precision)
+        total = torch.tensor(peak, device=device)
+        if dist.is_initialized():
+            dist.all_reduce(total)
+        self.peak, self.first = total.item(), {"machine_flops": total.item(), "machine": origin}
+        self.pending = state.step == 0                 # the record of step 0 is to come
+
+    def on_step_end(self, state: TrainState) -> None:
+        """Print the record where it is due."""
+        if self.pending:
+            self.show(state, state.history.records[0])
+        self.pending = False
+        if "val_loss" in state.record or state.step % self.every == 0:
+            self.show(state, state.record)
+
+    def show(self, state: TrainState, record: dict) -> None:
+        """Print one record, numbers to six significant digits."""
+        line = record | self.first
+        if "targets_per_s" in record:
+            rate = record["targets_per_s"] * training_flops(unwrap_model(state.model).config)
+            line |= {"mfu": rate / self.peak}
+        line = {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in line.items()}
+        self.first = {}
+        if is_main_process():
+            print(json.dumps(line), flush=True)
+
+
+# cell lr-schedule of notebooks/D_scaling.ipynb
+def make_schedule(t: PretrainConfig, total_steps: int) -> Callable[[int], float]:
+    """The learning rate of each step, as the recipe says."""
+    plan = {"lr": t.lr, "min_lr": t.min_lr, "warmup_steps": t.warmup_steps,
+            "total_steps": total_steps}
+    if t.schedule == "wsd":
+        return partial(wsd_lr, decay_steps=t.decay_steps, **plan)
+    return partial(cosine_lr_with_warmup, **plan)
+
+
 # cell train of notebooks/D_scaling.ipynb
 def train(recipe: RunConfig, run: str | Path, tokenizer: tiktoken.Encoding,
-          start: str | Path | None = None, shard: bool = False) -> tuple[GPT, History]:
+          start: str | Path | None = None, fsdp: bool = False) -> tuple[GPT, History]:
     """Train the model of a recipe on the shards of a run, from its checkpoint if it has one.
 
     Args:
         start: the folder of a model to begin with; see `start_model`.
-        shard: split the model among the processes (FSDP2) instead of copying it to each (DDP).
+        fsdp: shard the model over the processes (FSDP2) instead of copying it to each (DDP).
 
     Raises:
         ValueError: `start` holds a model of another shape, or it cannot be sharded.
     """
     run, t, device = Path(run), recipe.training, get_device()
-    if shard:
-        check_sharding(recipe)
-    set_seed(t.seed)
-    config = GPTConfig(**recipe.model, bos_token_id=eos_token_id(tokenizer), eos_token_id=eos_token_id(tokenizer))
-    model = start_model(config, start)
-    model = apply_fsdp(model, device) if shard else model.to(device)
-    ranks = dist.get_world_size() if dist.is_initialized() else 1
-    copied = dist.is_initialized() and not shard
-    wrapped: nn.Module = DistributedDataParallel(model) if copied else model
-    muon = t.optimizer == "muon"
-    optimizer = (Muon if muon else configure_optimizer)(model, t.lr, t.weight_decay,
-                                                   betas=tuple(t.betas))
-    if shard:
-        full_state_dict(model, optimizer)
+    if fsdp:
+        check_fsdp(t.optimizer)
+    set_seed(t.seed)                                   # the same weights in all processes
+    end = eos_token_id(tokenizer)
+    model = start_model(GPTConfig(**recipe.model, bos_token_id=end, eos_token_id=end), start)
+    model = apply_fsdp(model, device) if fsdp else model.to(device)
+    wrapped = DistributedDataParallel(model) if dist.is_initialized() and not fsdp else model
+    make = Muon if t.optimizer == "muon" else configure_optimizer
+    optimizer = make(model, t.lr, t.weight_decay, betas=tuple(t.betas))
     train_loader, val_loader = make_loaders(recipe, run)
-    step_tokens = t.batch_size * t.accumulate * recipe.model["context_length"] * ranks
-    checkpoint = run / "checkpoint.pt"
-    history = fit(wrapped, train_loader, max_steps=max(1, t.tokens // step_tokens), lr=t.lr,
-                  min_lr=t.min_lr, warmup_steps=t.warmup_steps, optimizer=optimizer,
-                  grad_clip=t.grad_clip, accumulate=t.accumulate, precision=t.precision,
-                  compile=t.compile, val_loader=val_loader, eval_every=t.eval_every,
-                  eval_batches=t.eval_batches, checkpoint=checkpoint,
-                  checkpoint_every=t.checkpoint_every,
-                  resume=checkpoint if checkpoint.is_file() else None, progress=False,
-                  log=make_log(config, device, t.precision))
-    if shard:
-        weights = model.state_dict()                   # gathered: whole in the first process
-        with torch.device("meta"):
-            model = GPT(config)
-        model.load_state_dict(weights, assign=True)
-        model.tie_weights()
-    return model, history
+    world_size = dist.get_world_size() if dist.is_initialized() else 1
+    step_tokens = t.batch_size * t.grad_accum_steps * recipe.model["context_length"] * world_size
+    total = max(1, t.tokens // step_tokens)
+    keep_at = total - t.decay_steps if t.schedule == "wsd" and t.decay_steps else None
+    callbacks = [Evaluate(val_loader, t.eval_every, max_batches=t.eval_batches),
+                 JSONLog(t.precision), DistributedInterrupt(),
+                 DistributedCheckpoint(run / "checkpoint.pt", t.checkpoint_every,
+                                       minutes=t.checkpoint_minutes, keep_at=keep_at)]
+    seed_rank(t.seed)                                  # another dropout mask in each process
+    history = fit(wrapped, train_loader, TrainConfig(**train_settings(t, total)),
+                  loss_fn=distributed_loss(lm_loss), optimizer=optimizer,
+                  lr_schedule=make_schedule(t, total), callbacks=callbacks)
+    return gather_model(model) if fsdp else model, history
 
 
 # cell main of notebooks/D_scaling.ipynb
@@ -361,26 +438,19 @@ def main(argv: Sequence[str] | None = None) -> int:
                         help="the folder of this run; resumed if begun")
     parser.add_argument("--start", "--from", dest="start",
                         help="a model's folder to begin with, not random weights")
-    parser.add_argument("--processes", type=int, default=1, help="how many tokenize at once")
+    parser.add_argument("--num-proc", type=int, default=1, help="how many processes tokenize")
     parser.add_argument("--prepare", action="store_true", help="tokenize, and do not train yet")
-    parser.add_argument("--shard", action="store_true",
-                        help="split the model among the processes that torchrun started")
+    parser.add_argument("--fsdp", action="store_true",
+                        help="shard the model over the processes that torchrun started")
     arguments = parser.parse_args(argv)
     recipe, run = load_run_config(arguments.recipe), Path(arguments.run)
-    if arguments.shard:
-        check_sharding(recipe)
-    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    if several:
-        if torch.cuda.is_available():                  # each process its own device
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        dist.init_process_group()
-    if is_main_process():
-        prepare(recipe, arguments.corpus, run, arguments.start, arguments.processes)
-    if several:
-        dist.barrier()
+    if arguments.fsdp:
+        check_fsdp(recipe.training.optimizer)
+    several = init_distributed()
+    with main_process_first():
+        tokenizer = prepare(recipe, arguments.corpus, run, arguments.start, arguments.num_proc)
     if not arguments.prepare:
-        tokenizer = load_tokenizer(run / "tokenizer")
-        model, history = train(recipe, run, tokenizer, arguments.start, arguments.shard)
+        model, history = train(recipe, run, tokenizer, arguments.start, arguments.fsdp)
         if is_main_process():
             history.frame.to_csv(run / "history.csv", index=False)
             if not history.interrupted:
