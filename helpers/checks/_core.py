@@ -57,7 +57,7 @@ def is_unanswered(answer: Any) -> bool:
 
 
 def is_started(answer: Any, name: str) -> bool:
-    """Say that an exercise is untouched, and return whether there is something to check."""
+    """Say that an exercise is not answered yet, or return that there is something to check."""
     if is_unanswered(answer):
         print(f"{name}: not tried yet. Replace the ... and run the cell again.")
         return False
@@ -75,11 +75,11 @@ def expect(condition: bool, message: str) -> None:
 
 
 def expect_tensor(value: Any, name: str, shape: tuple[int, ...],
-            dtype: torch.dtype | None = None) -> Tensor:
+                  dtype: torch.dtype | None = None) -> Tensor:
     """The value as a tensor of this shape and dtype, or a message about the one that is wrong."""
     expect(isinstance(value, Tensor), f"{name}: expected a tensor, got {type(value).__name__}.")
     expect(tuple(value.shape) == shape,
-            f"{name}: expected shape {shape}, got {tuple(value.shape)}.")
+           f"{name}: expected shape {shape}, got {tuple(value.shape)}.")
     if dtype is not None:
         expect(value.dtype == dtype, f"{name}: expected dtype {dtype}, got {value.dtype}.")
     return value
@@ -89,6 +89,8 @@ def call(answer: Callable, *arguments: Any, **named: Any) -> Any:
     """Run the answer; an error inside it is the answer's, and says so."""
     try:
         return answer(*arguments, **named)
+    except CheckFailed:                           # of a check inside, already a message
+        raise
     except Exception as error:
         name = getattr(answer, "__name__", "your answer")
         raise CheckFailed(f"{name} raised {type(error).__name__}: {error}") from error
@@ -102,21 +104,21 @@ def close(value: Any, expected: Any, rtol: float = 1e-4, atol: float = 1e-5) -> 
         (True, False)
     """
     if isinstance(expected, Tensor):
-        return (value.shape == expected.shape and torch.allclose(
-            value.detach().to(expected.dtype), expected.detach(), rtol=rtol, atol=atol))
+        return isinstance(value, Tensor) and value.shape == expected.shape and torch.allclose(
+            value.detach().to(expected), expected.detach(), rtol=rtol, atol=atol)
     return math.isclose(value, expected, rel_tol=rtol, abs_tol=atol)
 
 
 def expect_function(answer: Any, name: str) -> None:
     expect(callable(answer), f"{name}: expected a function, got {type(answer).__name__}. Give the "
-                              "function itself to the check, without calling it.")
+                             "function itself to the check, without calling it.")
 
 
 def expect_number(value: Any, name: str) -> float:
     """The value as a float, or a message about what it is instead."""
     expect(value is not None, f"{name} returned None: is there a return at its end?")
     expect(isinstance(value, numbers.Real) and not isinstance(value, bool),
-            f"{name}: expected a number, got {type(value).__name__}.")
+           f"{name}: expected a number, got {type(value).__name__}.")
     return float(value)
 
 

@@ -67,26 +67,26 @@ def check_distances(my_distances: Callable[[Tensor, Tensor], Tensor]) -> None:
             raise CheckFailed(f"{error}\nOne way to line them up: a[:, None] is (n, 1, d), "
                               "b[None] is (1, m, d).") from error
         expect(isinstance(value, Tensor),
-                f"{name}: expected a tensor, got {type(value).__name__}.")
+               f"{name}: expected a tensor, got {type(value).__name__}.")
         expect(value.shape != (n, m, d),
-                f"{name}: the axis of the coordinates is still there; sum over it, dim=-1.")
+               f"{name}: the axis of the coordinates is still there; sum over it, dim=-1.")
         expect(n == m or value.shape != (m, n),
-                f"{name}: this is (m, n), rows and columns swapped: a's rows come first.")
+               f"{name}: this is (m, n), rows and columns swapped: a's rows come first.")
         expect_tensor(value, name, (n, m), torch.float32)
         expect(torch.equal(a, given[0]) and torch.equal(b, given[1]),
-                f"{name}: a or b was changed. Make new tensors, without -= and **=.")
+               f"{name}: a or b was changed. Make new tensors, without -= and **=.")
         gap = a[:, None] - b[None]                                  # (n, m, d)
         squares, right = gap.square().sum(-1), gap.square().sum(-1).sqrt()
         expect(not close(value, squares), f"{name}: these are the squares of the distances; the "
                                            "root is missing.")
         expect(d == 1 or not close(value, gap.abs().sum(-1)),
-                f"{name}: the differences are added up, not their squares.")
+               f"{name}: the differences are added up, not their squares.")
         expect(not (n == m and close(value, right.T)),
-                f"{name}: rows and columns are swapped: entry (i, j) belongs to a[i] and b[j].")
+               f"{name}: rows and columns are swapped: entry (i, j) belongs to a[i] and b[j].")
         expect(close(value, right),
-                f"{name}: wrong values. Subtract, square, sum over the coordinates, take the root.")
+               f"{name}: wrong values. Subtract, square, sum over the coordinates, take the root.")
     expect(not _has_loop(my_distances),
-            f"{name}: the values are right, and there is a loop. Broadcasting does without.")
+           f"{name}: the values are right, and there is a loop. Broadcasting does without.")
     done(name)
 
 
@@ -102,39 +102,39 @@ def check_log_sum_exp(my_log_sum_exp: Callable[[Tensor], Tensor]) -> None:
         value = call(my_log_sum_exp, x)
     ready = {"logsumexp", "logaddexp", "log_softmax", "cross_entropy", "logcumsumexp"}
     expect(not calls.names & ready,
-            f"{name}: {', '.join(sorted(calls.names & ready))} does the whole exercise. Use exp, "
-            "sum and log.")
+           f"{name}: {', '.join(sorted(calls.names & ready))} does the whole exercise. Use exp, "
+           "sum and log.")
     expect(not isinstance(value, Tensor) or value.shape != (2, 3, 1),
-            f"{name}: the last axis is still there with length one. keepdim=True helps in between; "
-            "take it out at the end, with squeeze(-1).")
+           f"{name}: the last axis is still there with length one. keepdim=True helps in between; "
+           "take it out at the end, with squeeze(-1).")
     expect(not isinstance(value, Tensor) or value.ndim > 0 or value.shape == (2, 3),
-            f"{name}: this is one number for the whole tensor. Each row has its own: dim=-1.")
+           f"{name}: this is one number for the whole tensor. Each row has its own: dim=-1.")
     expect(not isinstance(value, Tensor) or value.shape != x.shape,
-            f"{name}: the shape is that of x. Sum over the last axis; log_softmax is another "
-            "function.")
+           f"{name}: the shape is that of x. Sum over the last axis; log_softmax is another "
+           "function.")
     expect_tensor(value, name, (2, 3), torch.float32)
     expect(torch.equal(x, given), f"{name}: x was changed. Write x - ..., without -=.")
     right, top = x.logsumexp(-1), x.amax(-1)
     expect(not close(value, right.exp()), f"{name}: the logarithm is missing.")
     expect(not close(value, right - top),
-            f"{name}: the maximum was taken out and not added again at the end.")
+           f"{name}: the maximum was taken out and not added again at the end.")
     expect(not close(value, right + top), f"{name}: the maximum was added and never taken out.")
     expect(not close(value, top), f"{name}: this is the maximum itself; the sum is missing.")
     expect(close(value, right), f"{name}: wrong values for small x. It is log(sum(exp(x))).")
     large = torch.tensor([[1000.0, 999.0, -1000.0]])
     value = expect_tensor(call(my_log_sum_exp, large), name, (1,))
     expect(bool(value.isfinite().all()),
-            f"{name}: {value.tolist()} for logits of a thousand: exp of them is more than a "
-            "float32 holds. Take the largest of each row out first.")
+           f"{name}: {value.tolist()} for logits of a thousand: exp of them is more than a "
+           "float32 holds. Take the largest of each row out first.")
     rows = torch.tensor([[1000.0, 999.0], [-1000.0, -1001.0]])
     value = expect_tensor(call(my_log_sum_exp, rows), name, (2,))
     expect(bool(value.isfinite().all()),
-            f"{name}: {value.tolist()} for a row of large and a row of small numbers. Each row "
-            "needs its own maximum, amax(dim=-1, keepdim=True); that of the whole tensor is too "
-            "much for the small row.")
+           f"{name}: {value.tolist()} for a row of large and a row of small numbers. Each row "
+           "needs its own maximum, amax(dim=-1, keepdim=True); that of the whole tensor is too "
+           "much for the small row.")
     for x in (large, rows):
         expect(close(call(my_log_sum_exp, x), x.logsumexp(-1)),
-                f"{name}: right for small numbers and wrong for {x.tolist()}.")
+               f"{name}: right for small numbers and wrong for {x.tolist()}.")
     done(name)
 
 
@@ -232,33 +232,33 @@ def check_training_step(my_step: Callable[..., float]) -> None:
         mode = modes[0] if modes else None
         expect(mode is not None, f"{name}: the model was not called: logits = model(points).")
         expect(not isinstance(value, Tensor),
-                f"{name} returns a tensor, which keeps its whole graph alive for as long as "
-                "somebody keeps the loss. loss.item() is the number.")
+               f"{name} returns a tensor, which keeps its whole graph alive for as long as "
+               "somebody keeps the loss. loss.item() is the number.")
         value = expect_number(value, name)
         expect(not equal(model, start),
-                f"{name}: no parameter moved. Is there a backward, then a step, and no zero_grad "
-                "between the two?")
+               f"{name}: no parameter moved. Is there a backward, then a step, and no zero_grad "
+               "between the two?")
         if k == 0:
             expect(not equal(model, step(start, 0, "sum")),
-                    f"{name}: the step is that of the sum of the losses; their mean does not grow "
-                    "with the batch.")
+                   f"{name}: the step is that of the sum of the losses; their mean does not grow "
+                   "with the batch.")
             expect(not equal(model, step(start, 0, times=-1)),
-                    f"{name}: the loss rises: the step goes along the gradient, not against it.")
+                   f"{name}: the loss rises: the step goes along the gradient, not against it.")
             expect(not equal(model, step(start, 0, times=2)),
-                    f"{name}: a step twice as long as it should be: is there a second backward?")
+                   f"{name}: a step twice as long as it should be: is there a second backward?")
             expect(equal(model, right),
-                    f"{name}: the parameters moved to the wrong place. The model gives logits, and "
-                    "F.cross_entropy takes logits: no softmax before it.")
+                   f"{name}: the parameters moved to the wrong place. The model gives logits, and "
+                   "F.cross_entropy takes logits: no softmax before it.")
         else:
             expect(equal(model, right),
-                    f"{name}: the first call is right, the second is not. The gradients of the "
-                    "first are still there and add up: optimizer.zero_grad() before backward.")
+                   f"{name}: the first call is right, the second is not. The gradients of the "
+                   "first are still there and add up: optimizer.zero_grad() before backward.")
         expect(close(value, wanted) or not close(value,
                                                                     loss_of(model, k).item()),
-                f"{name}: this is the loss after the step; the one before it was asked for, and it "
-                "is there already.")
+               f"{name}: this is the loss after the step; the one before it was asked for, and it "
+               "is there already.")
         expect(close(value, wanted),
-                f"{name}: expected the loss {wanted:.4f}, got {value:.4f}.")
+               f"{name}: expected the loss {wanted:.4f}, got {value:.4f}.")
         expect(bool(mode), f"{name}: the model came in evaluation mode and computed its logits in "
                            "it: its dropout was off. model.train() first.")
         model.eval()
