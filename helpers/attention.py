@@ -10,9 +10,9 @@ from torch.nn import functional as F
 
 __all__ = [
     "naive_attention",
-    "prefer_naive_attention",
     "KVCache",
     "causal_mask",
+    "prefer_naive_attention",
     "CausalSelfAttention",
 ]
 
@@ -32,21 +32,6 @@ def naive_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     T, hs = q.shape[-2:]
     M = torch.full((T, T), float("-inf"), dtype=q.dtype, device=q.device).triu(1)
     return ((q / hs**0.5) @ k.transpose(-2, -1) + M).softmax(dim=-1) @ v
-
-
-# cell prefer-naive-attention of notebooks/03_attention.ipynb
-def prefer_naive_attention(q: Tensor) -> bool:
-    """Whether `naive_attention` is the faster form to train with, for queries (B, nh, T, hs).
-
-    On a server CPU with bfloat16 instructions it was, up to a few hundred tokens: appendix D
-    measures it. The limit of 512 tokens keeps the attention matrix small.
-
-    Example:
-        >>> prefer_naive_attention(torch.zeros(1, 2, 8, 4, dtype=torch.bfloat16, requires_grad=True))
-        True
-    """
-    return (q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.requires_grad
-            and 1 < q.shape[-2] <= 512)
 
 
 # cell kv-cache of notebooks/03_attention.ipynb
@@ -131,6 +116,21 @@ def causal_mask(T: int, S: int, attn_mask: Tensor | None = None,
     diagonal = mask.triu(S - T)
     mask = mask & attn_mask
     return mask | (diagonal & ~mask.any(dim=-1, keepdim=True))
+
+
+# cell prefer-naive-attention of notebooks/03_attention.ipynb
+def prefer_naive_attention(q: Tensor) -> bool:
+    """Whether `naive_attention` is the faster form to train with, for queries (B, nh, T, hs).
+
+    On a server CPU with bfloat16 instructions it was, up to a few hundred tokens: appendix D
+    measures it. The limit of 512 tokens keeps the attention matrix small.
+
+    Example:
+        >>> prefer_naive_attention(torch.zeros(1, 2, 8, 4, dtype=torch.bfloat16, requires_grad=True))
+        True
+    """
+    return (q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.requires_grad
+            and 1 < q.shape[-2] <= 512)
 
 
 # cell causal-self-attention of notebooks/03_attention.ipynb
