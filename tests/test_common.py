@@ -23,7 +23,7 @@ def clean_environment(monkeypatch):
 
 
 
-def test_choose(monkeypatch, capsys):
+def test_resolve_settings(monkeypatch, capsys):
     assert resolve_settings() == ("sample", "tiny")
     assert resolve_settings("real", "gpt2-xl") == ("real", "gpt2-xl")
     assert resolve_settings(base="openai-community/gpt2")[1] == "openai-community/gpt2"
@@ -36,7 +36,7 @@ def test_choose(monkeypatch, capsys):
     assert capsys.readouterr() == ("", "")
 
 
-def test_choose_refuses(monkeypatch):
+def test_resolve_settings_refuses(monkeypatch):
     with pytest.raises(ValueError, match=r"SOURCE is 'Real'; allowed: sample, real$"):
         resolve_settings("Real")
     with pytest.raises(ValueError, match=r"BASE is 'gpt3'; allowed: tiny, gpt2, .* slash"):
@@ -120,7 +120,7 @@ def test_set_seed():
     common.set_seed(-1)  # PyTorch allows it, so all three do
 
 
-def test_use_style():
+def test_set_plot_style():
     with matplotlib.rc_context():
         common.set_plot_style()
         assert tuple(matplotlib.rcParams["figure.figsize"]) == (5.0, 3.0)
@@ -129,7 +129,7 @@ def test_use_style():
         assert not matplotlib.rcParams["savefig.transparent"]
 
 
-def test_report_environment(capsys):
+def test_print_versions(capsys):
     common.print_versions()
     printed = capsys.readouterr().out
     assert "Python" in printed and torch.__version__ in printed
