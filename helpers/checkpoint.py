@@ -43,8 +43,8 @@ class ResumableLoader:
 
     def __init__(self, loader: Iterable, state: TrainState | None = None) -> None:
         self.loader, self.epoch, self.batch, self.state = loader, 0, 0, state
-        own = getattr(loader, "generator", None)       # else it shuffles with PyTorch's global one
-        self.generator = torch.default_generator if own is None else own
+        # Without a generator of its own a loader shuffles with PyTorch's global one.
+        self.generator = getattr(loader, "generator", None) or torch.default_generator
         self.iterator = None                           # nothing is drawn before the first batch
 
     def _start(self) -> None:
@@ -66,8 +66,8 @@ class ResumableLoader:
             item = next(self.iterator)
         except StopIteration:
             if self.batch == 0:
-                raise ValueError("The loader is empty: it gave no batch to train on in pass "
-                                 f"{self.epoch + 1}. Can it be read only once?") from None
+                raise ValueError(f"The loader is empty in pass {self.epoch + 1}: it gave no batch. "
+                                 "Can it be read only once?") from None
             self.epoch += 1
             self._start()
             return next(self)
@@ -76,8 +76,8 @@ class ResumableLoader:
 
     def state_dict(self) -> dict:
         """The position, as plain data."""
-        before = self.generator.get_state() if self.iterator is None else self.before
-        return {"epoch": self.epoch, "batch": self.batch, "generator": before}
+        return {"epoch": self.epoch, "batch": self.batch,
+                "generator": self.generator.get_state() if self.iterator is None else self.before}
 
     def load_state_dict(self, position: dict) -> None:
         """Go to a position saved before, on the same data.
@@ -85,15 +85,13 @@ class ResumableLoader:
         Raises:
             ValueError: the loader has fewer batches than had been read.
         """
-        if position["generator"] is not None:
-            self.generator.set_state(position["generator"])
+        self.generator.set_state(position["generator"])
         self.epoch, self.batch, self.iterator = position["epoch"], 0, None
         for _ in range(position["batch"]):
             next(self)
         if self.epoch != position["epoch"]:
-            raise ValueError(f"The loader has fewer than the {position['batch']} batches of an "
-                             "epoch that had been read: resume with the data and batch size of "
-                             "that run.")
+            raise ValueError(f"The loader has fewer than the {position['batch']} batches that had "
+                             "been read: resume with the data and batch size of that run.")
 
 
 # cell checkpoint-contents of notebooks/C_long_runs.ipynb
