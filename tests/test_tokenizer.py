@@ -1,16 +1,14 @@
-"""Chapter 2: tokenizers that agree with tiktoken and transformers, windows that lose nothing."""
+"""Chapter 2, module tokenizer: ids as tiktoken and transformers give them, files they can read."""
 
 from __future__ import annotations
 
 import json
-import random
 import shutil
 from collections import Counter
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
-import numpy as np
 import pytest
 import regex
 import tiktoken
@@ -20,13 +18,26 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, GPT2Tokenizer, GPT2TokenizerFast
 
-from helpers import text as module
-from helpers.common import data_path
-from helpers.download import DownloadError
-from helpers.data import TokenDataset, make_dataloader, read_text
-from helpers.tokenizer import (END_OF_TEXT, SPLIT_PATTERN, bpe, bytes_to_unicode, encode,
-                               eos_token_id, find_files, learn_merges, load_tokenizer,
-                               make_encoding, merge, mergeable_ranks, save_tokenizer, train_bpe)
+from helpers import tokenizer as module
+from helpers.common import data_path, find_root
+from helpers.data import read_text
+from helpers.download import DownloadError, fetch, find_files
+from helpers.tokenizer import (
+    END_OF_TEXT,
+    SPLIT_PATTERN,
+    bpe,
+    bytes_to_unicode,
+    decode,
+    encode,
+    eos_token_id,
+    learn_merges,
+    load_tokenizer,
+    make_encoding,
+    merge,
+    mergeable_ranks,
+    save_tokenizer,
+    train_bpe,
+)
 
 STORY = read_text(data_path("story.txt"))
 TINY = load_tokenizer("tiny")
@@ -57,40 +68,10 @@ def encode_by_hand(text: str) -> list[int]:
 
 
 # ---------------------------------------------------------------------------------------------
-# Reading
-
-
-def test_read_text_joins_line_ends_and_drops_the_mark(tmp_path: Path) -> None:
-    path = tmp_path / "a.txt"
-    path.write_bytes("\ufeffone\r\ntwo\rthree\0".encode())
-    assert read_text(path) == "one\ntwo\nthree\0"
-
-
-@pytest.mark.parametrize("content", [b"", b" \r\n\t\n", b"\xef\xbb\xbf"])
-def test_read_text_refuses_an_empty_file(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "a.txt").write_bytes(content)
-    with pytest.raises(ValueError, match=r"a\.txt is empty"):
-        read_text(tmp_path / "a.txt")
-
-
-@pytest.mark.parametrize(("content", "offset"),
-                         [(b"ab\xff", 2), (b"\xed\xa0\x80", 0), (b"a\xc3", 1)])
-def test_read_text_refuses_what_is_not_utf8(tmp_path: Path, content: bytes, offset: int) -> None:
-    (tmp_path / "a.txt").write_bytes(content)
-    with pytest.raises(ValueError, match=rf"a\.txt is not UTF-8: byte 0x.. at offset {offset}\b"):
-        read_text(tmp_path / "a.txt")
-
-
-def test_read_text_of_no_file(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError):
-        read_text(tmp_path / "none.txt")
-
-
-# ---------------------------------------------------------------------------------------------
 # Training
 
 
-def test_byte_symbols_are_those_of_transformers() -> None:
+def test_bytes_to_unicode_is_that_of_transformers() -> None:
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     symbols = bytes_to_unicode()
     assert sorted(symbols) == list(range(256))
@@ -98,7 +79,7 @@ def test_byte_symbols_are_those_of_transformers() -> None:
 
 
 @given(st.lists(st.integers(0, 2)), st.tuples(st.integers(0, 2), st.integers(0, 2)))
-def test_merge_pair_is_replace(ids: list[int], pair: tuple[int, int]) -> None:
+def test_merge_is_replace(ids: list[int], pair: tuple[int, int]) -> None:
     letters, two = "".join("abc"[i] for i in ids), "".join("abc"[i] for i in pair)
     assert "".join("abcd"[i] for i in merge(ids, pair, 3)) == letters.replace(two, "d")
 
@@ -172,11 +153,11 @@ def test_train_bpe_counts_over_all_texts() -> None:
     assert one.n_vocab == 600 and eos_token_id(one) == 599
 
 
-def test_train_bpe_with_several_specials() -> None:
-    tokenizer = train_bpe("low low lower", 261, specials=("<a>", "<b>", END_OF_TEXT))
+def test_train_bpe_with_several_special_tokens() -> None:
+    tokenizer = train_bpe("low low lower", 261, special_tokens=("<a>", "<b>", END_OF_TEXT))
     ids = [tokenizer.encode_single_token(s) for s in ("<a>", "<b>", END_OF_TEXT)]
     assert ids == [258, 259, 260]
-    assert train_bpe("low", 256, specials=()).n_vocab == 256
+    assert train_bpe("low", 256, special_tokens=()).n_vocab == 256
 
 
 @pytest.mark.parametrize(("texts", "size", "message"), [
@@ -194,10 +175,10 @@ def test_train_bpe_refuses(texts: str | list[str], size: int, message: str) -> N
         train_bpe(texts, size)
 
 
-@pytest.mark.parametrize("specials", [("<a>", "<a>"), END_OF_TEXT])
-def test_train_bpe_refuses_specials_that_are_no_list_of_names(specials: object) -> None:
+@pytest.mark.parametrize("special_tokens", [("<a>", "<a>"), END_OF_TEXT])
+def test_train_bpe_refuses_special_tokens_that_are_no_list_of_names(special_tokens: object) -> None:
     with pytest.raises(ValueError, match="a list of different tokens"):
-        train_bpe(STORY, 500, specials=specials)
+        train_bpe(STORY, 500, special_tokens=special_tokens)
 
 
 def test_special_tokens_in_a_text_are_not_special_to_the_trainer() -> None:
@@ -257,7 +238,7 @@ def test_any_bytes_survive(data: bytes) -> None:
     assert all(0 <= i < len(RANKS) for i in ids)
 
 
-def test_bpe_encode_with_a_limit() -> None:
+def test_bpe_with_a_limit() -> None:
     ranks = mergeable_ranks(make_encoding("x", [b"ab", b"abc"]))
     assert bpe(b"abc", ranks) == [257]
     assert bpe(b"abc", ranks, below=257) == [256, ranks[b"c"]]
@@ -293,10 +274,29 @@ def test_encode_refuses_white_space_that_would_crash_tiktoken() -> None:
             encode(TINY, text)
 
 
-def test_eos_id_of_a_tokenizer_without_one() -> None:
+def test_eos_token_id_of_a_tokenizer_without_one() -> None:
     assert eos_token_id(TINY) == TINY.n_vocab - 1
     with pytest.raises(ValueError, match="has no <.endoftext.>; its special tokens are"):
-        eos_token_id(make_encoding("bare", [], specials=("<pad>",)))
+        eos_token_id(make_encoding("bare", [], special_tokens=("<pad>",)))
+
+
+@given(mixed)
+def test_decode_is_the_inverse_of_encode(text: str) -> None:
+    ids = encode(TINY, text)
+    assert decode(TINY, ids) == decode(TINY, iter(ids)) == text
+    assert decode(TINY, torch.tensor(ids, dtype=torch.int64)) == text
+
+
+@pytest.mark.parametrize("unknown", [8_192, 50_303, 2**40, -1])
+def test_decode_refuses_an_id_of_a_padded_vocabulary(unknown: int) -> None:
+    message = f"The id {unknown} has no token: 'tiny' has the ids 0 to 8191"
+    with pytest.raises(ValueError, match=message):
+        decode(TINY, [5, unknown])
+
+
+def test_decode_of_part_of_a_character() -> None:
+    assert decode(TINY, encode(TINY, "猫")[:-1]) == "\N{REPLACEMENT CHARACTER}"
+    assert decode(TINY, []) == ""
 
 
 # ---------------------------------------------------------------------------------------------
@@ -304,7 +304,7 @@ def test_eos_id_of_a_tokenizer_without_one() -> None:
 
 
 def test_round_trip(tmp_path: Path) -> None:
-    tokenizer = train_bpe(STORY, 700, specials=("<a>", END_OF_TEXT, "<b>"))
+    tokenizer = train_bpe(STORY, 700, special_tokens=("<a>", END_OF_TEXT, "<b>"))
     save_tokenizer(tokenizer, tmp_path / "new" / "folder")
     again = load_tokenizer(tmp_path / "new" / "folder")
     assert mergeable_ranks(again) == mergeable_ranks(tokenizer)
@@ -356,8 +356,8 @@ def with_another_pattern() -> tiktoken.Encoding:
 @pytest.mark.parametrize(("make", "message"), [
     (cl100k_like, "does not number its tokens as GPT-2"),
     (with_another_pattern, "splits text by another pattern"),
-    (lambda: make_encoding("other", [], specials=("<pad>",)), "has no <.endoftext.>"),
-    (lambda: make_encoding("other", [], specials=(END_OF_TEXT, "PAD")), "'PAD' reads like"),
+    (lambda: make_encoding("other", [], special_tokens=("<pad>",)), "has no <.endoftext.>"),
+    (lambda: make_encoding("other", [], special_tokens=(END_OF_TEXT, "PAD")), "'PAD' reads like"),
 ])
 def test_save_refuses(tmp_path: Path, make: Callable, message: str) -> None:
     with pytest.raises(ValueError, match=message):
@@ -373,7 +373,7 @@ def test_a_full_disk_leaves_the_old_files_whole(
     write = Path.write_text
 
     def full(path: Path, content: str, **options: str) -> int:
-        if path.name == "merges.txt":
+        if "merges.txt" in path.name:                      # its temporary file
             write(path, content[:100], **options)
             raise OSError(28, "No space left on device")
         return write(path, content, **options)
@@ -575,17 +575,39 @@ def test_gpt2_is_fetched_by_its_name_in_the_sources(monkeypatch: pytest.MonkeyPa
     assert mergeable_ranks(load_tokenizer("gpt2")) == RANKS
 
 
+def no_network(url: str, entry: dict, target: Path) -> Path:
+    raise OSError("no network in the tests")
+
+
+def test_gpt2_without_a_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("LLM_DATA_DIR", raising=False)
+    monkeypatch.setenv("LLM_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr("helpers.download._download", no_network)
+    with pytest.raises(FileNotFoundError, match="(?s)no network in the tests.*LLM_DATA_DIR"):
+        load_tokenizer("gpt2")
+
+
+def test_tokenizer_json_alone_gets_a_remedy_that_works(tmp_path: Path) -> None:
+    in_one_file = GPT2TokenizerFast.from_pretrained(data_path("models/tiny"))
+    in_one_file.backend_tokenizer.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(FileNotFoundError, match="in tokenizer.json") as failure:
+        load_tokenizer(tmp_path)
+    call = str(failure.value).split("writes the two files: ")[1]
+    exec(call, {"Tokenizer": Tokenizer, "folder": str(tmp_path)})
+    assert mergeable_ranks(load_tokenizer(tmp_path)) == RANKS
+
+
 def test_gpt2s_own_vocabulary(tmp_path: Path) -> None:
     """Where the public files lie beside the checkout, or in the cache; skipped elsewhere."""
-    beside = Path(module.find_root()).parent / "shared" / "data"
+    beside = find_root().parent / "shared" / "data"
     with pytest.MonkeyPatch.context() as patch:
         if beside.is_dir():
             patch.setenv("LLM_DATA_DIR", str(beside))
-        patch.setattr("helpers.setup.download", lambda entry, target: ["no network in the tests"])
+        patch.setattr("helpers.download._download", no_network)
         try:
-            tokenizer, merges = load_tokenizer("gpt2"), module.fetch("gpt2-merges")
-            verdict = read_text(module.fetch("the-verdict"))
-        except DownloadError:
+            merges, verdict = fetch("gpt2-merges"), read_text(fetch("the-verdict"))
+            tokenizer = load_tokenizer("gpt2")
+        except (DownloadError, FileNotFoundError):
             pytest.skip("GPT-2's vocabulary is not on this machine")
     assert tokenizer.n_vocab == 50_257 and eos_token_id(tokenizer) == 50_256
     assert encode(tokenizer, "hello world") == [31373, 995]
@@ -598,121 +620,3 @@ def test_gpt2s_own_vocabulary(tmp_path: Path) -> None:
         assert theirs(text)["input_ids"] == encode(tokenizer, text)
 
 
-# ---------------------------------------------------------------------------------------------
-# Windows and batches
-
-
-@settings(deadline=None, max_examples=150)
-@given(st.integers(2, 60), st.integers(1, 12), st.integers(1, 15))
-def test_windows(n_tokens: int, T: int, stride: int) -> None:
-    tokens = list(range(100, 100 + n_tokens))
-    if n_tokens < T + 1:
-        with pytest.raises(ValueError, match=f"has {n_tokens} tokens; .* need {T + 1}"):
-            TokenDataset(tokens, T, stride)
-        return
-    windows = TokenDataset(tokens, T, stride)
-    assert len(windows) == len(range(0, n_tokens - T, stride)) == len(list(windows))
-    for i, (inputs, targets) in enumerate(windows):
-        assert inputs.dtype == targets.dtype == torch.int64
-        assert inputs.tolist() == tokens[i * stride:i * stride + T]
-        assert torch.equal(targets, inputs + 1)                # shifted by one place
-    assert torch.equal(windows[-1][0], windows[len(windows) - 1][0])
-    for beyond in (len(windows), -len(windows) - 1):
-        with pytest.raises(IndexError):
-            windows[beyond]
-
-
-@given(st.integers(2, 60), st.integers(1, 12))
-def test_each_token_is_a_target_once_where_the_stride_is_the_length(n_tokens: int, T: int) -> None:
-    if n_tokens > T:
-        windows = TokenDataset(list(range(n_tokens)), T)
-        seen = [i for _, targets in windows for i in targets.tolist()]
-        assert seen == list(range(1, len(seen) + 1))
-        assert n_tokens - 1 - len(seen) < T                    # what is left fills no window
-
-
-@pytest.mark.parametrize(("T", "stride"), [(0, None), (-3, 1), (4, 0), (4, -1)])
-def test_windows_refuse_sizes_below_one(T: int, stride: int | None) -> None:
-    with pytest.raises(ValueError, match="must be at least 1"):
-        TokenDataset(list(range(20)), T, stride)
-
-
-@pytest.mark.parametrize("tokens", [torch.zeros(9, 2), np.zeros((9, 2), np.uint16)])
-def test_windows_refuse_a_table(tokens: torch.Tensor | np.ndarray) -> None:
-    with pytest.raises(ValueError, match=r"flat sequence of ids, not of shape \(9, 2\)"):
-        TokenDataset(tokens, 4)
-
-
-def test_windows_of_an_empty_text() -> None:
-    with pytest.raises(ValueError, match="has 0 tokens"):
-        TokenDataset([], 4)
-
-
-def test_windows_of_every_kind_of_tokens(tmp_path: Path) -> None:
-    tokens = [5, 65_535, 8_000, 0, 40_000, 1, 2]               # beyond int16
-    array = np.array(tokens, dtype=np.uint16)
-    array.tofile(tmp_path / "tokens.bin")
-    mapped = np.memmap(tmp_path / "tokens.bin", dtype=np.uint16, mode="r")
-    for kind in (tokens, tuple(tokens), array, mapped, torch.tensor(tokens),
-                 torch.tensor(tokens, dtype=torch.int32)):
-        inputs, targets = TokenDataset(kind, 3)[1]
-        assert inputs.dtype == targets.dtype == torch.int64
-        assert inputs.tolist() == [0, 40_000, 1] and targets.tolist() == [40_000, 1, 2]
-    inputs, _ = next(iter(make_dataloader(mapped, context_length=3, batch_size=2, shuffle=False)))
-    inputs.add_(1)                                             # a batch is the reader's to change
-    assert mapped.tolist() == tokens
-
-
-def epoch(loader: torch.utils.data.DataLoader) -> list[list[int]]:
-    return [window for inputs, _ in loader for window in inputs.tolist()]
-
-
-@settings(deadline=None, max_examples=20)
-@given(st.integers(0, 2**40), st.integers(1, 7))
-def test_the_order_depends_on_the_seed_only(seed: int, batch_size: int) -> None:
-    def two_epochs() -> list[list[list[int]]]:
-        loader = make_dataloader(range(300), context_length=5, batch_size=batch_size, seed=seed)
-        orders = []
-        for _ in range(2):
-            torch.rand(random.randrange(1, 9))                 # others draw numbers too
-            orders.append(epoch(loader))
-        return orders
-
-    torch.manual_seed(1)
-    first, second = two_epochs()
-    torch.manual_seed(2)
-    assert two_epochs() == [first, second]
-    assert first != second and sorted(first) == sorted(second)
-    before = torch.get_rng_state()
-    epoch(make_dataloader(range(300), context_length=5, batch_size=batch_size, seed=seed))
-    assert torch.equal(torch.get_rng_state(), before)          # and it disturbs nobody
-
-
-def test_seeds_differ_and_order_can_be_kept() -> None:
-    orders = [epoch(make_dataloader(range(300), context_length=5, batch_size=4, seed=seed))
-              for seed in (0, 1)]
-    assert orders[0] != orders[1]
-    kept = make_dataloader(range(300), context_length=5, batch_size=4, shuffle=False)
-    assert epoch(kept) == sorted(orders[0])
-
-
-def test_batches() -> None:
-    loader = make_dataloader(range(51), context_length=5, batch_size=4)
-    assert [tuple(inputs.shape) for inputs, _ in loader] == [(4, 5), (4, 5), (2, 5)]
-    whole = make_dataloader(range(51), context_length=5, batch_size=4, drop_last=True)
-    assert [tuple(targets.shape) for _, targets in whole] == [(4, 5), (4, 5)]
-    overlapping = make_dataloader(range(51), context_length=5, batch_size=4, stride=1)
-    assert sum(len(inputs) for inputs, _ in overlapping) == 46
-
-
-@pytest.mark.parametrize(("options", "message"), [
-    ({"batch_size": 0}, "batch_size"),
-    ({"batch_size": -2}, "batch_size"),
-    ({"batch_size": 4, "stride": 0}, "at least 1"),
-    ({"batch_size": 4, "context_length": 0}, "at least 1"),
-    ({"batch_size": 4, "context_length": 50}, "has 20 tokens; .* need 51"),
-    ({"batch_size": 4, "drop_last": True}, "3 windows, less than one batch of 4"),
-])
-def test_make_loader_refuses(options: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        make_dataloader(range(20), **({"context_length": 6} | options))
