@@ -212,7 +212,7 @@ def decode(tokenizer: tiktoken.Encoding, ids: Iterable[int] | Tensor) -> str:
 
 # cell learn-merges of notebooks/02_text.ipynb
 def learn_merges(word_counts: dict[bytes, int], n_merges: int) -> list[bytes]:
-    """The byte-pair merges of a text, as the byte strings they make, most urgent first.
+    """The byte-pair merges of a text, as the byte strings they make, in the order of training.
 
     Sennrich et al. 2016 (arXiv:1508.07909), section 3.2, on bytes. Of pairs that are equally
     frequent the one with the smaller ids goes first, so the result does not depend on the order of
