@@ -75,7 +75,8 @@ class KVCache:
                                  f"but was given {new.dtype} on {new.device}.")
         end = self.seq_len + keys.shape[2]
         if end > self.max_seq_len:
-            raise ValueError(f"The cache holds up to {self.max_seq_len} tokens; {end} were asked for.")
+            raise ValueError(f"The cache holds up to {self.max_seq_len} tokens; "
+                             f"{end} were asked for.")
         if end > capacity:
             extra = min(max(end, 2 * capacity), self.max_seq_len) - capacity
             with torch.inference_mode(False):       # else only inference mode could write into them
@@ -126,7 +127,8 @@ def prefer_naive_attention(q: Tensor) -> bool:
     measures it. The limit of 512 tokens keeps the attention matrix small.
 
     Example:
-        >>> prefer_naive_attention(torch.zeros(1, 2, 8, 4, dtype=torch.bfloat16, requires_grad=True))
+        >>> q = torch.zeros(1, 2, 8, 4, dtype=torch.bfloat16, requires_grad=True)
+        >>> prefer_naive_attention(q)
         True
     """
     return (q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.requires_grad

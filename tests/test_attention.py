@@ -38,8 +38,9 @@ def make_x(B: int, T: int, C: int, seed: int = 1, dtype: torch.dtype = torch.flo
 
 
 def cache_for(layer: CausalSelfAttention, B: int, max_seq_len: int) -> KVCache:
-    n_embd, weight = layer.output_projection.in_features, layer.output_projection.weight
-    return KVCache(B, layer.n_head, max_seq_len, n_embd // layer.n_head, weight.dtype, weight.device)
+    weight = layer.output_projection.weight
+    head_size = weight.shape[1] // layer.n_head
+    return KVCache(B, layer.n_head, max_seq_len, head_size, weight.dtype, weight.device)
 
 
 @torch.no_grad()

@@ -115,16 +115,16 @@ def check_attention(my_attention: Callable[[Tensor, Tensor, Tensor], Tensor]) ->
     expect(all(torch.equal(a, b) for a, b in zip(given, (q, k, v), strict=True)),
            f"{name}: q, k or v are changed in place; make new tensors instead.")
     expect(not context.isnan().any(),
-           f"{name}: there are nan. Mask the scores with float('-inf') before softmax, and let each "
-           "token attend to itself: a row with nothing to attend to divides by zero.")
+           f"{name}: there are nan. Mask the scores with float('-inf') before softmax, and let "
+           "each token attend to itself: a row with nothing to attend to divides by zero.")
     sums = attend(q, k, torch.ones_like(v))                    # rows of weights sum to one
     if not close(sums, torch.ones_like(v)):
         expect(not close(context, _attention(q, k, v, dim=-2)),
                f"{name}: softmax over the wrong dimension. The weights of each row sum to one, so "
                "softmax goes over the keys, dim=-1.")
         raise CheckFailed(f"{name}: the weights of a row do not sum to one. Softmax goes over the "
-                          "keys, dim=-1, after the mask; weights that are set to zero after softmax "
-                          "leave the rest of the row too small.")
+                          "keys, dim=-1, after the mask; weights set to zero after softmax leave "
+                          "the rest of the row too small.")
     changed_k, changed_v = k.clone(), v.clone()
     changed_k[:, :, -1] += 1
     changed_v[:, :, -1] += 1
@@ -295,12 +295,14 @@ def check_decode(my_decode: Callable[[nn.Module, Tensor, int], Tensor]) -> None:
             torch.set_grad_enabled(was_on)                     # whatever the answer did
             hook.remove()
         if not close(y, right):
-            expect(close(y[:, :T], x), f"{name}: the first {T} vectors should be the prompt itself.")
+            expect(close(y[:, :T], x),
+                   f"{name}: the first {T} vectors should be the prompt itself.")
             again = call(my_decode, layer.train(), x.clone(), n_new)
             expect(close(again, y),
                    f"{name}: two calls give two answers, so dropout is still on. Call layer.eval() "
                    "first.")
-            expect(not close(y[:, T + 1:], y[:, T:-1]), f"{name}: all new vectors are the same one.")
+            expect(not close(y[:, T + 1:], y[:, T:-1]),
+                   f"{name}: all new vectors are the same one.")
             if not close(y[:, T], right[:, T]):
                 raise CheckFailed(f"{name}: the first new vector is not the layer's output at the "
                                   "last position of the prompt.")
@@ -318,7 +320,8 @@ def check_decode(my_decode: Callable[[nn.Module, Tensor, int], Tensor]) -> None:
         expect(not y.requires_grad,
                f"{name}: the result carries a gradient, and all that is kept for it. Compute it "
                "inside torch.no_grad().")
-        expect(grad_left, f"{name}: gradients are switched off for good. Use `with torch.no_grad():`.")
+        expect(grad_left,
+               f"{name}: gradients are switched off for good. Use `with torch.no_grad():`.")
         layer.eval()
         call(my_decode, layer, x.clone(), 1)
         expect(not layer.training,
