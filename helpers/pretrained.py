@@ -2,7 +2,7 @@
 
 Made from notebooks/05_pretraining.ipynb by helpers.export.
 Edit the notebook, not this file.
-The same notebook makes helpers.training, helpers.callbacks, helpers.sampling.
+The same notebook makes helpers.sampling, helpers.training, helpers.callbacks.
 """
 
 import json

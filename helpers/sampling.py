@@ -49,14 +49,14 @@ def next_token_probs(logits: Tensor, temperature: float = 1.0, top_k: int | None
 
 # cell sampler of notebooks/05_pretraining.ipynb
 def make_sampler(temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None,
-            seed: int | None = None) -> Callable[[Tensor], Tensor]:
-    """A `sample` for `generate` that draws from the bent distribution.
+                 seed: int | None = None) -> Callable[[Tensor], Tensor]:
+    """A `sample` for `generate` that draws with `next_token_probs`.
 
     Args:
         temperature: divides the logits; 0 is greedy.
-        top_k: keep the k likeliest tokens; more than there are keeps all.
-        top_p: keep the likeliest tokens that together reach this share (Holtzman et al. 2020,
-            arXiv:1904.09751), at least one.
+        top_k: keep the k most probable tokens; more than there are keeps all.
+        top_p: keep the most probable tokens whose probabilities sum to at least this (nucleus
+            sampling, Holtzman et al. 2020, arXiv:1904.09751).
         seed: of the sampler's own generator; without it PyTorch's global one is used.
 
     Raises:

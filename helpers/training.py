@@ -2,7 +2,7 @@
 
 Made from notebooks/05_pretraining.ipynb by helpers.export.
 Edit the notebook, not this file.
-The same notebook makes helpers.callbacks, helpers.pretrained, helpers.sampling.
+The same notebook makes helpers.sampling, helpers.callbacks, helpers.pretrained.
 """
 
 import math
@@ -23,155 +23,25 @@ from helpers.data import TokenDataset, make_dataloader
 from helpers.tokenizer import encode, eos_token_id
 
 __all__ = [
-    "IGNORE_INDEX",
-    "lm_loss",
-    "eval_mode",
-    "to_device",
-    "evaluate_loss",
-    "bits_per_byte",
     "configure_optimizer",
     "check_optimizer",
     "cosine_lr_with_warmup",
+    "IGNORE_INDEX",
+    "lm_loss",
     "has_fast_bfloat16",
     "autocast_context",
-    "TrainConfig",
+    "to_device",
     "train_step",
+    "eval_mode",
+    "evaluate_loss",
+    "TrainConfig",
     "History",
-    "unwrap_model",
     "TrainState",
     "Callback",
     "fit",
+    "unwrap_model",
+    "bits_per_byte",
 ]
-
-
-# cell ignore of notebooks/05_pretraining.ipynb
-IGNORE_INDEX = -100    # a target that does not count; PyTorch's own default
-
-
-# cell lm-loss of notebooks/05_pretraining.ipynb
-def lm_loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, int]:
-    """Next-token cross-entropy: the sum over all counted targets in nats, and their number.
-
-    Args:
-        model: maps ids (B, T) to logits (B, T, V).
-        batch: inputs and targets, int64 (B, T) each; targets of -100 do not count.
-
-    Example:
-        >>> config = GPTConfig(vocab_size=9, context_length=4, n_embd=8, n_head=2, n_layer=1)
-        >>> inputs = torch.tensor([[1, 2, 3]])
-        >>> loss, n = lm_loss(GPT(config), (inputs, torch.tensor([[2, 3, -100]])))
-        >>> n, 3 < loss.item() < 6
-        (2, True)
-    """
-    inputs, targets = batch
-    logits = model(inputs)                                        # (B, T, V)
-    total = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(),
-                            ignore_index=IGNORE_INDEX, reduction="sum")
-    return total, int((targets != IGNORE_INDEX).sum())
-
-
-# cell evaluating of notebooks/05_pretraining.ipynb
-@contextmanager
-def eval_mode(model: nn.Module, *loaders: Iterable) -> Iterator[None]:
-    """Within it the model is in eval mode, without gradients, and random numbers are borrowed.
-
-    Afterwards the mode of each of its parts and the state of the random generators, those of the
-    loaders too, are what they were, so that looking at a model never changes how it trains.
-    """
-    modes = [(part, part.training) for part in model.modules()]
-    devices = {weight.device for weight in model.parameters() if weight.device.type == "cuda"}
-    generators = [getattr(loader, "generator", None) for loader in loaders]
-    states = [(g, g.get_state()) for g in generators if g is not None]
-    model.eval()
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=devices):
-            yield
-    finally:
-        for part, mode in modes:
-            part.training = mode
-        for generator, state in states:
-            generator.set_state(state)
-
-
-# cell to-device of notebooks/05_pretraining.ipynb
-def to_device(batch: object, device: torch.device | str) -> object:
-    """The batch with every tensor in it, however nested, on the device.
-
-    Example:
-        >>> to_device((torch.ones(1), [torch.ones(1), "label"]), "cpu")
-        (tensor([1.]), [tensor([1.]), 'label'])
-    """
-    if isinstance(batch, Tensor):
-        return batch.to(device, non_blocking=True)
-    if isinstance(batch, dict):
-        return {key: to_device(value, device) for key, value in batch.items()}
-    if isinstance(batch, tuple | list):
-        return type(batch)(to_device(part, device) for part in batch)
-    return batch
-
-
-# cell mean-loss of notebooks/05_pretraining.ipynb
-def evaluate_loss(model: nn.Module, loader: Iterable, loss_fn: Callable = lm_loss, *,
-              max_batches: int | None = None) -> float:
-    """The loss for each counted target over a loader, in eval mode; the mode is restored.
-
-    A loader that shuffles with a generator of its own gives the same batches each time.
-
-    Raises:
-        ValueError: the loader gave no batch, or no target in it counts.
-
-    Example:
-        >>> config = GPTConfig(vocab_size=9, context_length=4, n_embd=8, n_head=2, n_layer=1)
-        >>> batch = (torch.tensor([[1, 2, 3]]), torch.tensor([[2, 3, 4]]))
-        >>> 1.5 < evaluate_loss(GPT(config), [batch]) < 3
-        True
-    """
-    device = next(model.parameters()).device
-    total, count = 0.0, 0
-    with eval_mode(model, loader):
-        for batch in islice(loader, max_batches):
-            loss, n = loss_fn(model, to_device(batch, device))
-            total, count = total + loss.item(), count + n
-    if not count:
-        raise ValueError("There is nothing to measure: the loader is empty, or no target counts.")
-    return total / count
-
-
-# cell bits-per-byte of notebooks/05_pretraining.ipynb
-def bits_per_byte(model: nn.Module, tokenizer: tiktoken.Encoding, documents: str | Iterable[str],
-                  *, context_length: int | None = None, batch_size: int = 8) -> float:
-    """The cross-entropy of a model on some documents, in bits for each byte of their UTF-8.
-
-    Each document is opened by the end token and read in windows that do not overlap, the last one
-    shorter, so that every token is a target once.
-
-    Args:
-        context_length: of the windows; the model's own unless given.
-
-    Raises:
-        ValueError: there is no text.
-
-    Example:
-        >>> model, tokenizer = load_pretrained("tiny")                    # doctest: +SKIP
-        >>> bits_per_byte(model, tokenizer, "Once upon a time there was a king.") < 3
-        True
-    """
-    nats, n_bytes = 0.0, 0
-    limit = context_length or unwrap_model(model).config.context_length
-    for text in [documents] if isinstance(documents, str) else documents:
-        ids = [eos_token_id(tokenizer), *encode(tokenizer, text)]
-        for start in range(0, len(ids) - 1, limit * batch_size):
-            piece = ids[start:start + limit * batch_size + 1]
-            whole = (len(piece) - 1) // limit * limit            # in full windows, then the rest
-            for part in (piece[:whole + 1], piece[whole:]):
-                if len(part) > 1:
-                    windows = TokenDataset(part, min(limit, len(part) - 1))
-                    loader = make_dataloader(windows, batch_size=batch_size, shuffle=False)
-                    nats += evaluate_loss(model, loader) * (len(part) - 1)
-        n_bytes += len(text.encode("utf-8"))
-    if not n_bytes:
-        raise ValueError("There is no text to measure on.")
-    return nats / math.log(2) / n_bytes
 
 
 # cell optimizer of notebooks/05_pretraining.ipynb
@@ -234,6 +104,32 @@ def cosine_lr_with_warmup(step: int, *, lr: float, min_lr: float, warmup_steps: 
     return min_lr + (lr - min_lr) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
+# cell ignore of notebooks/05_pretraining.ipynb
+IGNORE_INDEX = -100    # a target that does not count; PyTorch's own default
+
+
+# cell lm-loss of notebooks/05_pretraining.ipynb
+def lm_loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, int]:
+    """Next-token cross-entropy: the sum over all counted targets in nats, and their number.
+
+    Args:
+        model: maps ids (B, T) to logits (B, T, V).
+        batch: inputs and targets, int64 (B, T) each; targets of -100 do not count.
+
+    Example:
+        >>> config = GPTConfig(vocab_size=9, context_length=4, n_embd=8, n_head=2, n_layer=1)
+        >>> inputs = torch.tensor([[1, 2, 3]])
+        >>> loss, n = lm_loss(GPT(config), (inputs, torch.tensor([[2, 3, -100]])))
+        >>> n, 3 < loss.item() < 6
+        (2, True)
+    """
+    inputs, targets = batch
+    logits = model(inputs)                                        # (B, T, V)
+    total = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(),
+                            ignore_index=IGNORE_INDEX, reduction="sum")
+    return total, int((targets != IGNORE_INDEX).sum())
+
+
 # cell pick-precision of notebooks/05_pretraining.ipynb
 def has_fast_bfloat16(device: torch.device) -> bool:
     """Whether the device multiplies bfloat16 faster than float32."""
@@ -257,6 +153,109 @@ def autocast_context(precision: str, device: torch.device):
     if precision == "bfloat16" or (precision == "auto" and has_fast_bfloat16(device)):
         return torch.autocast(device.type, dtype=torch.bfloat16)
     return nullcontext()
+
+
+# cell to-device of notebooks/05_pretraining.ipynb
+def to_device(batch: object, device: torch.device | str) -> object:
+    """The batch with every tensor in it, however nested, on the device.
+
+    Example:
+        >>> to_device((torch.ones(1), [torch.ones(1), "label"]), "cpu")
+        (tensor([1.]), [tensor([1.]), 'label'])
+    """
+    if isinstance(batch, Tensor):
+        return batch.to(device, non_blocking=True)
+    if isinstance(batch, dict):
+        return {key: to_device(value, device) for key, value in batch.items()}
+    if isinstance(batch, tuple | list):
+        return type(batch)(to_device(part, device) for part in batch)
+    return batch
+
+
+# cell train-step of notebooks/05_pretraining.ipynb
+def train_step(model: nn.Module, batches: list, loss_fn: Callable, optimizer: torch.optim.Optimizer,
+               *, max_grad_norm: float | None = 1.0, precision: str = "float32") -> dict:
+    """One optimizer step on one or more micro-batches.
+
+    Returns:
+        train_loss (the mean over all targets), n_targets, and grad_norm (before clipping).
+
+    Raises:
+        FloatingPointError: loss or gradient are not finite; no parameter has been changed.
+        ValueError: no target in the batches counts.
+    """
+    device, total, count = next(model.parameters()).device, 0.0, 0
+    optimizer.zero_grad()
+    for batch in batches:
+        with autocast_context(precision, device):
+            loss, n = loss_fn(model, to_device(batch, device))     # a sum over n targets
+        loss.backward()                            # gradients of micro-batches add up
+        total, count = total + loss.item(), count + n
+    if not count:
+        raise ValueError("No target in the batch counts: all are padding or masked.")
+    params = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    for p in params:
+        p.grad.div_(count)                         # of the sum, now of the mean
+    norm = nn.utils.clip_grad_norm_(params, max_grad_norm or math.inf).item()
+    for what, value in (("loss", total / count), ("gradient", norm)):
+        if not math.isfinite(value):
+            optimizer.zero_grad()
+            raise FloatingPointError(f"the {what} is {value}, with a learning rate of "
+                                     f"{optimizer.param_groups[0]['lr']:.3g}. Lower the rate, or "
+                                     "warm up longer.")
+    optimizer.step()
+    optimizer.zero_grad()                          # their memory is free until the next step
+    return {"train_loss": total / count, "n_targets": count, "grad_norm": norm}
+
+
+# cell evaluating of notebooks/05_pretraining.ipynb
+@contextmanager
+def eval_mode(model: nn.Module, *loaders: Iterable) -> Iterator[None]:
+    """Within it the model is in eval mode and computes no gradients.
+
+    Afterwards the mode of each of its parts and the RNG states, those of the loaders too, are what
+    they were before, so that an evaluation never changes how a model trains.
+    """
+    modes = [(part, part.training) for part in model.modules()]
+    devices = {weight.device for weight in model.parameters() if weight.device.type == "cuda"}
+    generators = [getattr(loader, "generator", None) for loader in loaders]
+    states = [(g, g.get_state()) for g in generators if g is not None]
+    model.eval()
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
+        for generator, state in states:
+            generator.set_state(state)
+
+
+# cell mean-loss of notebooks/05_pretraining.ipynb
+def evaluate_loss(model: nn.Module, loader: Iterable, loss_fn: Callable = lm_loss, *,
+                  max_batches: int | None = None) -> float:
+    """The loss for each counted target over a loader, in eval mode; the mode is restored.
+
+    A loader that shuffles with a generator of its own gives the same batches each time.
+
+    Raises:
+        ValueError: the loader gave no batch, or no target in it counts.
+
+    Example:
+        >>> config = GPTConfig(vocab_size=9, context_length=4, n_embd=8, n_head=2, n_layer=1)
+        >>> batch = (torch.tensor([[1, 2, 3]]), torch.tensor([[2, 3, 4]]))
+        >>> 1.5 < evaluate_loss(GPT(config), [batch]) < 3
+        True
+    """
+    device = next(model.parameters()).device
+    total, count = 0.0, 0
+    with eval_mode(model, loader):
+        for batch in islice(loader, max_batches):
+            loss, n = loss_fn(model, to_device(batch, device))
+            total, count = total + loss.item(), count + n
+    if not count:
+        raise ValueError("There is nothing to measure: the loader is empty, or no target counts.")
+    return total / count
 
 
 # cell train-config of notebooks/05_pretraining.ipynb
@@ -296,42 +295,6 @@ class TrainConfig:
                 raise ValueError(f"{name} must be a whole number of at least 1, not {value}.")
         if not self.lr > 0:
             raise ValueError(f"lr must be above 0, not {self.lr}.")
-
-
-# cell train-step of notebooks/05_pretraining.ipynb
-def train_step(model: nn.Module, batches: list, loss_fn: Callable, optimizer: torch.optim.Optimizer,
-               *, max_grad_norm: float | None = 1.0, precision: str = "float32") -> dict:
-    """One optimizer step on one or more micro-batches.
-
-    Returns:
-        train_loss (the mean over all targets), n_targets, and grad_norm (before clipping).
-
-    Raises:
-        FloatingPointError: loss or gradient are not finite; no parameter has been changed.
-        ValueError: no target in the batches counts.
-    """
-    device, total, count = next(model.parameters()).device, 0.0, 0
-    optimizer.zero_grad()
-    for batch in batches:
-        with autocast_context(precision, device):
-            loss, n = loss_fn(model, to_device(batch, device))     # a sum over n targets
-        loss.backward()                            # gradients of micro-batches add up
-        total, count = total + loss.item(), count + n
-    if not count:
-        raise ValueError("No target in the batch counts: all are padding or masked.")
-    params = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    for p in params:
-        p.grad.div_(count)                         # of the sum, now of the mean
-    norm = nn.utils.clip_grad_norm_(params, max_grad_norm or math.inf).item()
-    for what, value in (("loss", total / count), ("gradient", norm)):
-        if not math.isfinite(value):
-            optimizer.zero_grad()
-            raise FloatingPointError(f"the {what} is {value}, with a learning rate of "
-                                     f"{optimizer.param_groups[0]['lr']:.3g}. Lower the rate, or "
-                                     "warm up longer.")
-    optimizer.step()
-    optimizer.zero_grad()                          # their memory is free until the next step
-    return {"train_loss": total / count, "n_targets": count, "grad_norm": norm}
 
 
 # cell history of notebooks/05_pretraining.ipynb
@@ -392,22 +355,6 @@ class History:
         return ax
 
 
-# cell unwrap of notebooks/05_pretraining.ipynb
-def unwrap_model(model: nn.Module) -> nn.Module:
-    """The model itself, out of the wrappers of `torch.compile` and data-parallel training.
-
-    Example:
-        >>> layer = nn.Linear(1, 1)
-        >>> unwrap_model(layer) is layer
-        True
-    """
-    while True:
-        inner = getattr(model, "_orig_mod", None) or getattr(model, "module", None)
-        if not isinstance(inner, nn.Module):
-            return model
-        model = inner
-
-
 # cell train-state of notebooks/05_pretraining.ipynb
 @dataclass
 class TrainState:
@@ -448,20 +395,6 @@ class Callback:
         """At the end, also after an error, which is then in `state.error`."""
 
 
-# cell cycle of notebooks/05_pretraining.ipynb
-def _cycle(state: TrainState) -> Iterator:
-    """The batches of the train loader, epoch after epoch."""
-    while True:
-        empty = True
-        for batch in state.train_loader:
-            empty = False
-            yield batch
-        if empty:
-            raise ValueError("The loader is empty: it gave no batch to train on in pass "
-                             f"{state.epoch + 1}. Can it be read only once?")
-        state.epoch += 1
-
-
 # cell count-steps of notebooks/05_pretraining.ipynb
 def _count_steps(loader: Iterable, config: TrainConfig) -> tuple[int, int]:
     """How many steps a run has, and how many micro-batches the last of them takes."""
@@ -477,6 +410,20 @@ def _count_steps(loader: Iterable, config: TrainConfig) -> tuple[int, int]:
                          "short for one batch, with drop_last?")
     total = math.ceil(n_batches / config.grad_accum_steps)
     return total, n_batches - (total - 1) * config.grad_accum_steps
+
+
+# cell cycle of notebooks/05_pretraining.ipynb
+def _cycle(state: TrainState) -> Iterator:
+    """The batches of the train loader, epoch after epoch."""
+    while True:
+        empty = True
+        for batch in state.train_loader:
+            empty = False
+            yield batch
+        if empty:
+            raise ValueError("The loader is empty: it gave no batch to train on in pass "
+                             f"{state.epoch + 1}. Can it be read only once?")
+        state.epoch += 1
 
 
 # cell advance of notebooks/05_pretraining.ipynb
@@ -560,3 +507,56 @@ def fit(model: nn.Module, train_loader: Iterable, config: TrainConfig, *,
         print(f"Training stopped after step {state.step} of {total}. The model keeps what it has "
               "learned so far; call fit again to train it further.")
     return history
+
+
+# cell unwrap of notebooks/05_pretraining.ipynb
+def unwrap_model(model: nn.Module) -> nn.Module:
+    """The model itself, out of the wrappers of `torch.compile` and data-parallel training.
+
+    Example:
+        >>> layer = nn.Linear(1, 1)
+        >>> unwrap_model(layer) is layer
+        True
+    """
+    while True:
+        inner = getattr(model, "_orig_mod", None) or getattr(model, "module", None)
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
+
+
+# cell bits-per-byte of notebooks/05_pretraining.ipynb
+def bits_per_byte(model: nn.Module, tokenizer: tiktoken.Encoding, documents: str | Iterable[str],
+                  *, context_length: int | None = None, batch_size: int = 8) -> float:
+    """The cross-entropy of a model on some documents, in bits for each byte of their UTF-8.
+
+    Each document is opened by the end token and read in windows that do not overlap, the last one
+    shorter, so that every token is a target once.
+
+    Args:
+        context_length: of the windows; the model's own unless given.
+
+    Raises:
+        ValueError: there is no text.
+
+    Example:
+        >>> model, tokenizer = load_pretrained("tiny")                    # doctest: +SKIP
+        >>> bits_per_byte(model, tokenizer, "Once upon a time there was a king.") < 3
+        True
+    """
+    nats, n_bytes = 0.0, 0
+    limit = context_length or unwrap_model(model).config.context_length
+    for text in [documents] if isinstance(documents, str) else documents:
+        ids = [eos_token_id(tokenizer), *encode(tokenizer, text)]
+        for start in range(0, len(ids) - 1, limit * batch_size):
+            piece = ids[start:start + limit * batch_size + 1]
+            whole = (len(piece) - 1) // limit * limit            # in full windows, then the rest
+            for part in (piece[:whole + 1], piece[whole:]):
+                if len(part) > 1:
+                    windows = TokenDataset(part, min(limit, len(part) - 1))
+                    loader = make_dataloader(windows, batch_size=batch_size, shuffle=False)
+                    nats += evaluate_loss(model, loader) * (len(part) - 1)
+        n_bytes += len(text.encode("utf-8"))
+    if not n_bytes:
+        raise ValueError("There is no text to measure on.")
+    return nats / math.log(2) / n_bytes
