@@ -1,4 +1,4 @@
-"""4 · The GPT.
+"""4 · The GPT: transformer blocks, the model, generation.
 
 Made from notebooks/04_gpt.ipynb by helpers.export.
 Edit the notebook, not this file.
@@ -8,26 +8,18 @@ The same notebook makes helpers.gpt.
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from helpers.attention import KVCache
 from helpers.gpt import GPT, GPTConfig, validate_token_ids
 
-__all__ = [
-    "greedy",
-    "next_token_logits",
-    "left_pad",
-    "generate_stream",
-    "generate",
-    "GemvLinear",
-    "optimize_for_inference",
-]
+__all__ = ["greedy", "next_token_logits", "left_pad", "generate_stream", "generate"]
 
 
 # cell greedy of notebooks/04_gpt.ipynb
 def greedy(logits: Tensor) -> Tensor:
-    """The id with the highest score in each row: (B, V) to (B,).
+    """Greedy decoding: the id with the largest logit in each row, (B, V) to (B,).
 
     Example:
         >>> greedy(torch.tensor([[0.1, 0.9], [0.8, 0.2]]))
@@ -39,10 +31,10 @@ def greedy(logits: Tensor) -> Tensor:
 # cell next-logits of notebooks/04_gpt.ipynb
 @torch.inference_mode()
 def next_token_logits(model: GPT, tokens: Tensor, n_pad: Tensor | None,
-                kv_cache: list[KVCache] | None) -> Tensor:
-    """Scores (B, V) for the token after the last column of `tokens` (B, T), any T.
+                      kv_cache: list[KVCache] | None) -> Tensor:
+    """Logits (B, V) for the token after the last column of `tokens` (B, T), any T.
 
-    `pad` (B,) counts the padding at the left of each row. The cache must hold the columns before
+    `n_pad` (B,) counts the padding at the left of each row. The cache must hold the columns before
     the last, or nothing.
 
     Example:
@@ -51,7 +43,7 @@ def next_token_logits(model: GPT, tokens: Tensor, n_pad: Tensor | None,
         torch.Size([1, 9])
     """
     beyond = tokens.shape[1] - model.config.context_length
-    if beyond > 0:                               # the window slid: all positions are new
+    if beyond > 0:                               # the window slides: all positions are new
         tokens, kv_cache = tokens[:, beyond:], None
         n_pad = None if n_pad is None else (n_pad - beyond).clamp(min=0)
     elif kv_cache and kv_cache[0].seq_len:
@@ -61,7 +53,7 @@ def next_token_logits(model: GPT, tokens: Tensor, n_pad: Tensor | None,
 
 # cell left-pad of notebooks/04_gpt.ipynb
 def left_pad(prompts: Sequence[Sequence[int]], config: GPTConfig) -> tuple[Tensor, Tensor | None]:
-    """Line up prompts of any lengths at the right: ids (B, T), and the padding (B,) of each row.
+    """Align prompts of any lengths at the right: ids (B, T), and the padding (B,) of each row.
 
     The padding is None where there is none.
 
@@ -89,14 +81,15 @@ def left_pad(prompts: Sequence[Sequence[int]], config: GPTConfig) -> tuple[Tenso
         validate_token_ids(row[None], config.vocab_size)
     width = max(lengths)
     tokens = torch.stack([F.pad(row.long(), (width - len(row), 0)) for row in rows])   # (B, T)
-    n_pad = torch.tensor([width - n for n in lengths], device=tokens.device)             # (B,)
+    n_pad = torch.tensor([width - n for n in lengths], device=tokens.device)           # (B,)
     return tokens, n_pad if min(lengths) < width else None
 
 
 # cell stream of notebooks/04_gpt.ipynb
 def generate_stream(model: GPT, prompts: Sequence[Sequence[int]], max_new_tokens: int,
-           sample: Callable[[Tensor], Tensor] = greedy, *, eos_token_id: int | None = None,
-           use_cache: bool = True) -> Iterator[list[int | None]]:
+                    sample: Callable[[Tensor], Tensor] = greedy, *,
+                    eos_token_id: int | Sequence[int] | None = None,
+                    use_cache: bool = True) -> Iterator[list[int | None]]:
     """Generate for a batch of prompts, one new id a row at a time; None for a row that has ended.
 
     The prompts are checked at the call; the model works, and is in eval mode, only from the first
@@ -116,6 +109,8 @@ def generate_stream(model: GPT, prompts: Sequence[Sequence[int]], max_new_tokens
     tokens, n_pad = left_pad(prompts, model.config)
     device = model.token_embedding.weight.device
     tokens, n_pad = tokens.to(device), None if n_pad is None else n_pad.to(device)
+    eos = [eos_token_id] if isinstance(eos_token_id, int) else list(eos_token_id or [])
+    ends = torch.tensor(eos, dtype=torch.long, device=device)
 
     def steps(tokens: Tensor) -> Iterator[list[int | None]]:
         kv_cache = model.make_kv_cache(len(tokens)) if use_cache else None
@@ -125,13 +120,12 @@ def generate_stream(model: GPT, prompts: Sequence[Sequence[int]], max_new_tokens
             for _ in range(max_new_tokens):
                 if model.training:               # at first, and if somebody switched in between
                     model.eval()
-                new = sample(next_token_logits(model, tokens, n_pad, kv_cache))              # (B,)
+                new = sample(next_token_logits(model, tokens, n_pad, kv_cache))  # (B,)
                 yield [None if end else i
                        for i, end in zip(new.tolist(), ended.tolist(), strict=True)]
-                if eos_token_id is not None:
-                    ended |= new == eos_token_id
-                    if ended.all():
-                        break
+                ended |= torch.isin(new, ends)
+                if ended.all():
+                    break
                 tokens = torch.cat([tokens, new[:, None]], dim=1)               # (B, T + 1)
         finally:
             model.train(was_training)
@@ -142,7 +136,7 @@ def generate_stream(model: GPT, prompts: Sequence[Sequence[int]], max_new_tokens
 # cell generate of notebooks/04_gpt.ipynb
 def generate(model: GPT, tokens: Sequence[int] | Sequence[Sequence[int]] | Tensor,
              max_new_tokens: int, sample: Callable[[Tensor], Tensor] = greedy, *,
-             eos_token_id: int | None = None, use_cache: bool = True,
+             eos_token_id: int | Sequence[int] | None = None, use_cache: bool = True,
              on_token: Callable[[list[int | None]], object] | None = None
              ) -> list[int] | list[list[int]]:
     """Continue a prompt, or each of a batch of prompts, by up to max_new_tokens ids.
@@ -151,8 +145,8 @@ def generate(model: GPT, tokens: Sequence[int] | Sequence[Sequence[int]] | Tenso
         tokens: one prompt (a list of ids or a tensor) or several (a list of such, or a tensor
             (B, T)), of any lengths up to context_length.
         sample: chooses ids (B,) from logits (B, V); see `make_sampler` in chapter 5 for others.
-        eos_token_id: ends a row, which keeps it as its last id.
-        use_cache: False computes everything anew at each step; the result is the same.
+        eos_token_id: the id, or ids, that end a row, which keeps it as its last id.
+        use_cache: False computes the whole window at each step; the result is the same.
         on_token: called after each step with the new ids, None for rows that have ended.
 
     Returns:
@@ -169,46 +163,11 @@ def generate(model: GPT, tokens: Sequence[int] | Sequence[Sequence[int]] | Tenso
     prompts = [p.tolist() if isinstance(p, Tensor) else p for p in tokens]
     single = not prompts or not isinstance(prompts[0], Sequence)
     results = [list(p) for p in ([prompts] if single else prompts)]
-    for new in generate_stream(model, [list(r) for r in results], max_new_tokens, sample, eos_token_id=eos_token_id,
-                      use_cache=use_cache):
+    for new in generate_stream(model, [list(r) for r in results], max_new_tokens, sample,
+                               eos_token_id=eos_token_id, use_cache=use_cache):
         for row, token in zip(results, new, strict=True):
             if token is not None:
                 row.append(token)
         if on_token is not None:
             on_token(new)
     return results[0] if single else results
-
-
-# cell row-linear of notebooks/04_gpt.ipynb
-class GemvLinear(nn.Linear):
-    """`nn.Linear`, which a compiled model computes as dot products where a single row comes in."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (..., inputs) to (..., outputs)."""
-        if not torch.compiler.is_compiling() or x.numel() != x.shape[-1]:
-            return super().forward(x)
-        y = (self.weight * x.reshape(-1)).sum(dim=-1)             # (outputs,)
-        return (y if self.bias is None else y + self.bias).view(*x.shape[:-1], -1)
-
-
-# cell prepare-for-writing of notebooks/04_gpt.ipynb
-def optimize_for_inference(model: GPT, *, compile: bool = False) -> GPT:
-    """Rearrange a model, in place, so that `generate` is faster for a single prompt on the CPU.
-
-    What it computes stays the same, but for rounding. Float32 weights are stored by inputs; with
-    `compile`, which helps bfloat16 too, blocks and output layer are compiled at their first use.
-    The weights no longer take gradients: prepare a copy of a model that is to be trained on.
-
-    Example:
-        >>> config = GPTConfig(vocab_size=9, context_length=4, n_embd=8, n_head=2, n_layer=1)
-        >>> optimize_for_inference(GPT(config)).blocks[0].attention.qkv.weight.stride()
-        (1, 24)
-    """
-    for layer in (m for m in model.modules() if type(m) in (nn.Linear, GemvLinear)):
-        if compile:
-            layer.__class__ = GemvLinear            # the same parameters, another forward
-        elif layer.weight.dtype == torch.float32:
-            layer.weight.data = layer.weight.data.t().contiguous().t()
-    for part in (*model.blocks, model.lm_head) if compile else ():
-        part.compile()
-    return model.requires_grad_(False)             # to write, not to train: see above

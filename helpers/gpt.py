@@ -1,4 +1,4 @@
-"""4 · The GPT.
+"""4 · The GPT: transformer blocks, the model, generation.
 
 Made from notebooks/04_gpt.ipynb by helpers.export.
 Edit the notebook, not this file.
@@ -32,28 +32,28 @@ __all__ = [
 # cell gpt-config of notebooks/04_gpt.ipynb
 @dataclass(frozen=True)
 class GPTConfig:
-    """The shape of a GPT.
+    """The hyperparameters of a GPT.
 
     Raises:
-        ValueError: a size below 1, n_embd not a multiple of n_head, dropout outside [0, 1), or an
-            end id outside the vocabulary.
+        ValueError: a size below 1, n_embd not a multiple of n_head, dropout outside [0, 1), or a
+            begin or end id outside the vocabulary.
 
     Example:
         >>> GPTConfig(vocab_size=9, context_length=4, n_embd=256, n_head=8, n_layer=1).head_size
         32
     """
 
-    vocab_size: int                 # V, how many tokens there are
-    context_length: int             # the most tokens the model can look at
-    n_embd: int                     # C, the width of a token's vector
-    n_head: int                     # nh, heads of each attention layer
-    n_layer: int                    # blocks in the stack
-    dropout: float = 0.0            # after embeddings, on attention weights, after each sublayer
-    qkv_bias: bool = True           # GPT-2 has one
-    tie_word_embeddings: bool = True     # the output layer is the token table, transposed
-    norm_eps: float = 1e-5          # keeps layer norm from dividing by zero
-    bos_token_id: int | None = None       # the token that opens a document
-    eos_token_id: int | None = None       # the token that ends it
+    vocab_size: int                      # V, the number of tokens
+    context_length: int                  # the most tokens that the model can attend to
+    n_embd: int                          # C, the embedding dimension
+    n_head: int                          # nh, heads of each attention layer
+    n_layer: int                         # L, the number of blocks
+    dropout: float = 0.0                 # of embeddings, attention weights and sublayers
+    qkv_bias: bool = True                # GPT-2 has one
+    tie_word_embeddings: bool = True     # output layer and token embedding are one tensor
+    norm_eps: float = 1e-5               # keeps layer norm from dividing by zero
+    bos_token_id: int | None = None      # the token that begins a document
+    eos_token_id: int | None = None      # the token that ends it
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "context_length", "n_embd", "n_head", "n_layer"):
@@ -72,7 +72,7 @@ class GPTConfig:
 
     @property
     def head_size(self) -> int:
-        """hs, the numbers that each head works on."""
+        """hs, the dimension of a head's queries, keys and values."""
         return self.n_embd // self.n_head
 
 
@@ -87,7 +87,7 @@ GPT2_CONFIGS: dict[str, GPTConfig] = {
 
 # cell layer-norm of notebooks/04_gpt.ipynb
 class LayerNorm(nn.Module):
-    """Layer normalization with a learned scale and shift (Ba et al. 2016, arXiv:1607.06450).
+    """Layer normalization with learned weight and bias (Ba et al. 2016, arXiv:1607.06450).
 
     Example:
         >>> LayerNorm(4)(torch.tensor([1.0, 2.0, 3.0, 4.0])).mean().abs() < 1e-6
@@ -115,13 +115,13 @@ class GELU(nn.Module):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """Apply 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) to each number."""
+        """Apply 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) to each component."""
         return F.gelu(x, approximate="tanh")
 
 
 # cell feed-forward of notebooks/04_gpt.ipynb
 class FeedForward(nn.Module):
-    """Widen, bend, narrow: the part of a block that treats each token alone.
+    """Two linear layers with GELU between them, applied to each position alone.
 
     Example:
         >>> FeedForward(8)(torch.zeros(1, 5, 8)).shape
@@ -142,7 +142,7 @@ class FeedForward(nn.Module):
 
 # cell transformer-block of notebooks/04_gpt.ipynb
 class TransformerBlock(nn.Module):
-    """One layer of a GPT: attention, then feed-forward, each normed before and added after.
+    """One block of a GPT: attention, then feed-forward, pre-norm, with residual connections.
 
     Example:
         >>> config = GPTConfig(vocab_size=9, context_length=4, n_embd=8, n_head=2, n_layer=1)
@@ -159,15 +159,15 @@ class TransformerBlock(nn.Module):
         self.feed_forward = FeedForward(config.n_embd, config.dropout)
 
     def forward(self, x: Tensor, kv_cache: KVCache | None = None,
-                mask: Tensor | None = None) -> Tensor:
-        """Map (B, T, C) to (B, T, C); kv_cache and mask are for the attention."""
-        x = x + self.attention(self.norm_1(x), kv_cache, mask)
+                attn_mask: Tensor | None = None) -> Tensor:
+        """Map (B, T, C) to (B, T, C); kv_cache and attn_mask are for the attention."""
+        x = x + self.attention(self.norm_1(x), kv_cache, attn_mask)
         return x + self.feed_forward(self.norm_2(x))
 
 
 # cell init-weights of notebooks/04_gpt.ipynb
 def init_weights(module: nn.Module) -> None:
-    """Start a linear layer or an embedding as GPT-2 does; leave other modules alone.
+    """Initialize a linear layer or an embedding as GPT-2 does; leave other modules alone.
 
     Example:
         >>> layer = nn.Linear(1000, 100)
@@ -185,7 +185,7 @@ def init_weights(module: nn.Module) -> None:
 def validate_token_ids(tokens: Tensor, vocab_size: int) -> None:
     """Refuse what is not a batch of token ids.
 
-    The range is only looked at on the CPU: on a GPU it would make every step wait.
+    The range is checked on the CPU only: on a GPU it would make every step wait.
 
     Raises:
         TypeError: not a tensor, or not of integers.
@@ -214,7 +214,7 @@ def check_context_length(config: GPTConfig, n_new: int, kv_cache: list[KVCache] 
     """Check that n_new more tokens fit the context; return how many the cache holds, 0 without one.
 
     Raises:
-        ValueError: they do not fit, or the cache was made for another number of layers.
+        ValueError: they do not fit, or the cache was made for another number of blocks.
 
     Example:
         >>> config = GPTConfig(vocab_size=9, context_length=4, n_embd=8, n_head=2, n_layer=1)
@@ -231,17 +231,17 @@ def check_context_length(config: GPTConfig, n_new: int, kv_cache: list[KVCache] 
     return past
 
 
-# cell lay-out of notebooks/04_gpt.ipynb
+# cell position-ids of notebooks/04_gpt.ipynb
 def position_ids_and_mask(past: int, end: int, n_pad: Tensor | None,
-            device: torch.device | str = "cpu") -> tuple[Tensor, Tensor | None]:
-    """Positions of the columns past to end, and what each of them may look at.
+                          device: torch.device | str = "cpu") -> tuple[Tensor, Tensor | None]:
+    """Positions of the columns past to end, and which columns hold real tokens.
 
     Args:
         n_pad: (B,), how many columns at the left of each row are padding.
 
     Returns:
-        Positions (T,) and no mask where there is no padding, as attention then makes its own; else
-        positions (B, T), counted from where a row begins, and a bool mask (B, 1, T, S).
+        Positions (T,) and no mask where there is no padding; else positions (B, T), counted from
+        where a row begins, and a bool mask (B, 1, 1, S), False for padding, for the attention.
 
     Example:
         >>> position_ids_and_mask(0, 4, torch.tensor([0, 2]))[0]
@@ -251,18 +251,16 @@ def position_ids_and_mask(past: int, end: int, n_pad: Tensor | None,
     positions = torch.arange(past, end, device=device)                       # (T,)
     if n_pad is None:
         return positions, None
-    columns = torch.arange(end, device=device)                               # (S,)
-    seen = (columns <= positions[:, None]) & (columns >= n_pad[:, None, None])  # (B, T, S)
-    seen |= columns == positions[:, None]      # padding sees itself: no row without any
-    return (positions - n_pad[:, None]).clamp(min=0), seen[:, None]
+    is_token = torch.arange(end, device=device) >= n_pad[:, None]            # (B, S)
+    return (positions - n_pad[:, None]).clamp(min=0), is_token[:, None, None]
 
 
 # cell gpt of notebooks/04_gpt.ipynb
 class GPT(nn.Module):
-    """GPT-2 (Radford et al. 2019): token ids in, a score for each possible next token out.
+    """GPT-2 (Radford et al. 2019): token ids in, logits for the next token at each position out.
 
-    Weights start as GPT-2's did: normal with a spread of 0.02, that of the layers that add to the
-    residual stream divided by the square root of their number; biases zero.
+    Weights start as GPT-2's did: normal with a standard deviation of 0.02, that of the layers that
+    add to the residual stream divided by sqrt(2 n_layer); biases zero.
 
     Example:
         >>> config = GPTConfig(vocab_size=9, context_length=4, n_embd=8, n_head=2, n_layer=1)
@@ -286,13 +284,13 @@ class GPT(nn.Module):
                 nn.init.normal_(weight, std=0.02 / (2 * config.n_layer) ** 0.5)
 
     def tie_weights(self) -> None:
-        """Let the output layer and the token table be one tensor, where the config says so."""
+        """Let output layer and token embedding be one tensor, where the config says so."""
         if self.config.tie_word_embeddings:
             self.lm_head.weight = self.token_embedding.weight
 
     @property
     def n_params(self) -> int:
-        """How many numbers the model has learned; a tied one counts once."""
+        """The number of parameters; a tied one counts once."""
         return sum(p.numel() for p in self.parameters())
 
     def make_kv_cache(self, batch_size: int) -> list[KVCache]:
@@ -302,8 +300,8 @@ class GPT(nn.Module):
                         weight.device) for _ in self.blocks]
 
     def hidden_states(self, tokens: Tensor, kv_cache: list[KVCache] | None = None,
-               n_pad: Tensor | None = None) -> Tensor:
-        """The vectors above the last block and norm: (B, T) ids to (B, T, C).
+                      n_pad: Tensor | None = None) -> Tensor:
+        """The vectors above the last block and the final norm: ids (B, T) to (B, T, C).
 
         Args:
             tokens: integer ids (B, T); with a kv_cache, only those not yet in it.
@@ -319,7 +317,7 @@ class GPT(nn.Module):
         x = self.token_embedding(tokens) + self.position_embedding(positions)    # (B, T, C)
         x = self.dropout(x)
         for i, block in enumerate(self.blocks):
-            x = block(x, kv_cache[i] if kv_cache else None, mask)                      # (B, T, C)
+            x = block(x, kv_cache[i] if kv_cache else None, mask)                # (B, T, C)
         return self.final_norm(x)
 
     def forward(self, tokens: Tensor, kv_cache: list[KVCache] | None = None,
@@ -334,8 +332,8 @@ def flops_per_token(config: GPTConfig) -> int:
 
     Kaplan et al. 2020 (arXiv:2001.08361), section 2.1 and table 1:
     2 N + 2 n_layer context_length n_embd, where N = 12 n_layer n_embd^2 are the weights of the
-    blocks' matrices. The second term is attention's scores and mixtures, 4 n_embd for each
-    position looked at, of which a causal model has half the context on average. To this comes the
+    blocks' matrices. The second term is attention's scores and weighted sums, 4 n_embd for each
+    key position, of which a causal model has half the context on average. To this comes the
     output layer, 2 n_embd vocab_size, a row of their table that their N leaves out; here it is
     counted, tied or not. Biases, norms, softmax and GELU are left out. Training takes three times
     as much: the backward pass is twice the forward pass.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -18,8 +18,8 @@ from helpers.checks._core import (
     expect_function,
     expect_number,
     expect_tensor,
-    randomize,
     is_started,
+    randomize,
 )
 
 
@@ -31,7 +31,8 @@ def check_perplexity(my_perplexity: Callable[..., float]) -> None:
     if not is_started(my_perplexity, name):
         return
     expect_function(my_perplexity, name)
-    model = GPT(GPTConfig(vocab_size=30, context_length=8, n_embd=16, n_head=2, n_layer=1)).eval()
+    model = GPT(GPTConfig(vocab_size=30, context_length=8, n_embd=16, n_head=2, n_layer=1,
+                          dropout=0.5)).eval()
     randomize(model, 0.5, seed=0)
     generator = torch.Generator().manual_seed(1)
     sizes = ((4, 9), (1, 2), (2, 4))                    # the first fills the context
@@ -49,6 +50,8 @@ def check_perplexity(my_perplexity: Callable[..., float]) -> None:
     unshifted = torch.cat([nats(text, 0) for text in texts]).mean().item()
     of_means = sum(e.mean().item() for e in each) / len(each)
     value = expect_number(call(my_perplexity, model, [text.clone() for text in texts]), name)
+    expect(not model.training, f"{name}: a model that came in eval mode is in train mode "
+           "afterwards. Remember model.training, and restore it.")
     mistakes = [
         (loss, "this is the mean loss in nats. The perplexity is its exponential."),
         (loss / math.log(2), "this is the mean loss in bits. The perplexity is two to that power."),
@@ -68,7 +71,13 @@ def check_perplexity(my_perplexity: Callable[..., float]) -> None:
     for wrong, message in mistakes:
         expect(not close(value, wrong, atol=1e-12), f"{name}: {message}")
     expect(close(value, math.exp(loss), atol=1e-12), f"{name}: expected {math.exp(loss):.4g}, got "
-            f"{value:.4g}. Inputs are all but the last token of a row, targets all but the first.")
+           f"{value:.4g}. Inputs are all but the last token of a row, targets all but the first.")
+    model.train()
+    value = expect_number(call(my_perplexity, model, [text.clone() for text in texts]), name)
+    expect(close(value, math.exp(loss), atol=1e-12), f"{name}: the model came in train mode, and "
+           "its dropout was on while you measured. Call model.eval() first.")
+    expect(model.training, f"{name}: a model that came in train mode is in eval mode afterwards. "
+           "Remember model.training, and restore it.")
     done(name)
 
 
@@ -79,8 +88,17 @@ def check_schedule(my_schedule: Callable[[int, float, int, int, int], float]) ->
         return
     expect_function(my_schedule, name)
     for lr, warm, decay, total in ((1.0, 4, 5, 20), (3e-4, 10, 10, 20), (2.0, 0, 3, 8)):
-        rates = {s: expect_number(call(my_schedule, s, lr, warm, decay, total), name)
-                 for s in range(1, total + 1)}
+        rates = {}
+        for step in range(1, total + 1):
+            try:
+                rates[step] = my_schedule(step, lr, warm, decay, total)
+            except ZeroDivisionError:
+                raise CheckFailed(
+                    f"{name}: at step {step} with warmup_steps={warm} it divides by zero. There "
+                    "may be no warm-up; then the first step has the whole rate.") from None
+            except Exception:
+                call(my_schedule, step, lr, warm, decay, total)
+            rates[step] = expect_number(rates[step], f"{name} at step {step}")
         for step, rate in rates.items():
             up, down = warm and step < warm, step > total - decay
             wanted = lr * step / warm if up else lr * (total - step) / decay if down else lr
@@ -88,27 +106,42 @@ def check_schedule(my_schedule: Callable[[int, float, int, int, int], float]) ->
                 continue
             what = (f"{name}: at step {step} of {total} (warmup_steps={warm}, decay_steps={decay}, "
                     f"lr={lr}) expected {wanted:.4g}, got {rate:.4g}.")
-            expect(not (up and close(rate, lr * (step - 1) / warm, atol=1e-12)), f"{what} Steps are counted "
-                    "from 1: the first has lr / warmup_steps, not zero, which would waste it.")
-            expect(not (up and close(rate, lr * step / (warm + 1), atol=1e-12)), f"{what} The warm-up ends a "
-                    "step late: step warmup_steps has the whole rate.")
-            expect(not (up and close(rate, lr, atol=1e-12)), f"{what} The rate does not rise.")
-            expect(not (step <= total - decay and warm <= step and rate < lr),
-                    f"{what} On the level the rate is lr; the way down takes the last decay_steps "
-                    "steps only.")
-            expect(not (down and close(rate, lr * (total - step + 1) / decay, atol=1e-12)),
-                    f"{what} The way down is a step late: step total_steps has a rate of zero.")
+            level = not up and not down
+            mistakes = [
+                (up and close(rate, lr * (step - 1) / warm, atol=1e-12), "Steps are counted from "
+                 "1: the first has lr / warmup_steps, not zero, which would waste it."),
+                (up and close(rate, lr * step / (warm + 1), atol=1e-12), "The warm-up ends a step "
+                 "late: step warmup_steps has the whole rate."),
+                (up and close(rate, lr, atol=1e-12), "The rate does not rise."),
+                (level and step <= warm + 1 and rate < lr, "The warm-up is over at step "
+                 "warmup_steps, which has the whole rate."),
+                (level and rate < lr, "Before the last decay_steps steps the rate is lr; it falls "
+                 "in those only."),
+                (down and close(rates[total], lr, atol=1e-12), "The rate does not fall in the last "
+                 "decay_steps steps."),
+                (down and close(rate, lr * (total - step + 1) / decay, atol=1e-12), "The decay is "
+                 "a step late: step total_steps has a rate of zero."),
+                (down and close(rate, lr * (total - step + 1) / (decay + 1), atol=1e-12), "The "
+                 "decay is a step late: step total_steps has a rate of zero."),
+                (down and close(rate, lr * (1 - math.cos(math.pi * (total - step) / decay)) / 2,
+                                atol=1e-12), "This is a cosine; here the decay is linear."),
+            ]
+            for wrong, message in mistakes:
+                expect(not wrong, f"{what} {message}")
             raise CheckFailed(what)
     done(name)
 
 
 def _top_p(logits: Tensor, temperature: float, top_p: float, *, crossing: bool = True,
-           norm: bool = True) -> Tensor:
-    shares = (logits / temperature).softmax(dim=-1)
-    ordered, order = shares.sort(descending=True)
+           norm: bool = True, strict: bool = True) -> Tensor:
+    """Top-p; without crossing, without the division, or with <= in place of <."""
+    probs = (logits / temperature).softmax(dim=-1)
+    ordered, order = probs.sort(descending=True, stable=True)
     reached = ordered.cumsum(dim=-1)
-    ordered = ordered * ((reached - ordered < top_p) if crossing else (reached <= top_p))
-    kept = torch.zerosclose(shares, atol=1e-12).scatter(-1, order, ordered)
+    before = reached - ordered
+    ordered = ordered * ((before < top_p if strict else before <= top_p) if crossing
+                         else reached <= top_p)
+    kept = torch.zeros_like(probs).scatter(-1, order, ordered)
     return kept / kept.sum() if norm else kept
 
 
@@ -118,23 +151,29 @@ def check_top_p(my_top_p: Callable[[Tensor, float, float], Tensor]) -> None:
     if not is_started(my_top_p, name):
         return
     expect_function(my_top_p, name)
+
+    def answer(logits: Tensor, temperature: float, top_p: float) -> Tensor:
+        given = logits.clone()
+        found = expect_tensor(call(my_top_p, given, temperature, top_p), name, tuple(logits.shape))
+        expect(found.is_floating_point(), f"{name}: expected probabilities, got {found.dtype}.")
+        expect(torch.equal(given, logits), f"{name}: the logits were changed; make a new tensor.")
+        return found.float()
+
     logits = draw(0, 12) * 2
     for temperature, top_p in ((1.0, 0.7), (0.6, 0.8), (2.0, 0.55), (1.0, 0.01), (1.5, 1.0)):
-        given = logits.clone()
-        found = expect_tensor(call(my_top_p, given, temperature, top_p), name, (12,), torch.float32)
+        found = answer(logits, temperature, top_p)
         which = f"{name} with temperature {temperature} and top_p {top_p}"
-        expect(torch.equal(given, logits), f"{name}: the logits were changed; make a new tensor.")
         right = _top_p(logits, temperature, top_p)
         if close(found, right):
             continue
-        expect(not (found.isnan().any() or found.sum() == 0), f"{which}: nothing is left to draw "
-                "from. The likeliest token is kept even if it alone is more than top_p.")
+        expect(not (found.isnan().any() or found.sum() == 0), f"{which}: no token is left to draw "
+               "from. The most probable token is kept even if it alone is more than top_p.")
         mistakes = [
             (_top_p(logits, temperature, top_p, crossing=False),
-             "the token that crosses the line is left out. It belongs to those that are kept: "
-             "look at the share reached before each token."),
+             "the token with which the sum reaches top_p is left out. It belongs to those that "
+             "are kept: compare the sum before each token with top_p."),
             (_top_p(logits, temperature, top_p, norm=False),
-             "the probabilities do not sum to one again."),
+             "the probabilities do not sum to 1 again."),
             (_top_p(logits, 1.0, top_p),
              "temperature has no effect. Applied after softmax it cancels; divide the logits."),
             (_top_p(logits, 1 / temperature, top_p), "temperature works the wrong way round: "
@@ -147,10 +186,20 @@ def check_top_p(my_top_p: Callable[[Tensor, float, float], Tensor]) -> None:
         for wrong, message in mistakes:
             expect(not close(found, wrong), f"{which}: {message}")
         expect(abs(found.sum().item() - 1) < 1e-4,
-                f"{which}: the probabilities sum to {found.sum().item():.3f}, not to one.")
+               f"{which}: the probabilities sum to {found.sum().item():.3f}, not to 1.")
         kept, wanted = int((found > 0).sum()), int((right > 0).sum())
         expect(kept == wanted, f"{which}: {kept} tokens are kept, expected {wanted}.")
         raise CheckFailed(f"{which}: wrong probabilities.")
+    equal = answer(torch.zeros(4), 1.0, 0.5)            # 0.25 each: two reach 0.5 exactly
+    expect(int((equal > 0).sum()) == 2, f"{name}: of four tokens of probability 0.25, with top_p "
+           f"0.5, {int((equal > 0).sum())} are kept. Two of them reach 0.5: a token is kept while "
+           "the sum before it is below top_p, not equal to it.")
+    large = draw(1, 12) * 2 + torch.tensor([400.0] + [398.0] * 11)
+    found = answer(large, 0.5, 0.9)
+    expect(not found.isnan().any() and bool(found.isfinite().all()), f"{name}: with logits of some "
+           "hundreds the result is not finite. exp overflows; softmax subtracts the maximum first.")
+    expect(close(found, _top_p(large, 0.5, 0.9)), f"{name}: wrong probabilities where the logits "
+           "are some hundreds.")
     done(name)
 
 
@@ -172,17 +221,18 @@ def check_step(my_step: Callable[..., float]) -> None:
 
     def fresh(old: bool = True) -> GPT:
         model = GPT(config)
-        randomize(model, 0.3, seed=0)
+        randomize(model, 0.6, seed=0)               # a gradient longer than 1
         if old:                                         # gradients that lie about from before
             for p in model.parameters():
-                p.grad = torch.onesclose(p, atol=1e-12)
+                p.grad = torch.ones_like(p)
         return model
 
     def summed(model: GPT, batch: tuple[Tensor, Tensor]) -> Tensor:
         return torch.nn.functional.cross_entropy(model(batch[0]).flatten(0, 1), batch[1].flatten(),
                                                  ignore_index=-100, reduction="sum")
 
-    def after(factors: list[float], old: bool = False, one_by_one: bool = False) -> Tensor:
+    def after(factors: list[float], old: bool = False, one_by_one: bool = False,
+              clip: float = math.inf) -> Tensor:
         """All weights in one list after a move by the batches' summed losses, weighed so."""
         model = fresh(old)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -192,6 +242,7 @@ def check_step(my_step: Callable[..., float]) -> None:
                 optimizer.step()
                 optimizer.zero_grad()
         if not one_by_one:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
             optimizer.step()
         return torch.cat([p.detach().flatten() for p in model.parameters()])
 
@@ -209,6 +260,8 @@ def check_step(my_step: Callable[..., float]) -> None:
     whole, means = [1 / every] * n_batches, [1 / (n * n_batches) for n in counts]
     shapes = sum(b[1].numel() for b in batches)
     mistakes = [
+        (after(whole, clip=1.0), "the gradient was clipped to a norm of 1. Here nothing is "
+         "clipped: train_step takes max_grad_norm=None."),
         (after(whole, old=True), "the gradients from before count too. Call zero_grad() first."),
         (after(means, old=True), "the gradients from before count too. Call zero_grad() first."),
         (after(means), "the gradient is that of the mean of the batches' means. A batch of few "
@@ -231,10 +284,11 @@ def check_step(my_step: Callable[..., float]) -> None:
             expect(not close(found, wrong), f"{name}: {message}")
         raise CheckFailed(f"{name}: the weights moved otherwise than by the gradient of the mean "
                           "loss over all targets.")
-    expect(not close(value, sum(losses), atol=1e-12), f"{name}: returns the sum of the losses, not the mean.")
+    expect(not close(value, sum(losses), atol=1e-12),
+           f"{name}: returns the sum of the losses, not the mean.")
     of_means = sum(s / n for s, n in zip(losses, counts, strict=True)) / n_batches
-    expect(not close(value, of_means, atol=1e-12), f"{name}: the weights are right, but the mean of the "
-            "batches' means is returned.")
+    expect(not close(value, of_means, atol=1e-12), f"{name}: the weights are right, but the mean "
+           "of the batches' means is returned.")
     expect(close(value, sum(losses) / every, atol=1e-12),
             f"{name}: expected a loss of {sum(losses) / every:.4g}, got {value:.4g}.")
     done(name)
@@ -252,20 +306,31 @@ def check_groups(my_groups: Callable[..., list[dict]]) -> None:
         model = GPT(GPTConfig(vocab_size=20, context_length=8, n_embd=12, n_head=2, n_layer=2,
                               tie_word_embeddings=tied))
         groups = call(my_groups, model, 0.25)
-        expect(isinstance(groups, list) and all(isinstance(g, dict) for g in groups),
-                f"{name}: expected a list of dicts, got {type(groups).__name__}.")
+        expect(isinstance(groups, Iterable) and not isinstance(groups, dict | str | Tensor),
+               f"{name}: expected a list of dicts, got {type(groups).__name__}.")
+        groups = list(groups)
+        expect(all(isinstance(g, dict) for g in groups), f"{name}: expected a list of dicts, got "
+               f"one of {', '.join(sorted({type(g).__name__ for g in groups}))}.")
         expect(all({"params", "weight_decay"} <= g.keys() for g in groups),
-                f'{name}: each group needs "params" and "weight_decay".')
+               f'{name}: each group needs "params" and "weight_decay".')
         names = {id(p): n for n, p in model.named_parameters()}
         decay: dict[str, float] = {}
+        held = []                                       # the names in each group
         for group in groups:
-            for p in list(group["params"]):
+            params = group["params"]                    # a tensor, a list, a generator, ...
+            expect(isinstance(params, Iterable), f'{name}: "params" holds the parameters of the '
+                   f"group, got {type(params).__name__}.")
+            value = expect_number(group["weight_decay"], f'{name}: "weight_decay"')
+            held.append(set())
+            for p in [params] if isinstance(params, Tensor) else list(params):
+                p = p[1] if isinstance(p, tuple) and len(p) == 2 else p     # (name, parameter)
                 expect(id(p) in names, f"{name}: a group holds something that is no parameter of "
-                        f"the model ({type(p).__name__}).")
+                       f"the model ({type(p).__name__}).")
                 n = names[id(p)]
                 expect(n not in decay, f"{name}: {n} is in two groups, or twice in one. A tied "
-                        "table is one parameter.")
-                decay[n] = group["weight_decay"]
+                       "table is one parameter.")
+                decay[n] = value
+                held[-1].add(n)
         missing = [n for n in names.values() if n not in decay]
         expect(not missing, f"{name}: {len(missing)} parameters are in no group and would never "
                 f"move, {', '.join(missing[:2])} among them.")
@@ -277,7 +342,6 @@ def check_groups(my_groups: Callable[..., list[dict]]) -> None:
             else:
                 expect(value == 0.25, f"{name}: {n} is a matrix and has decay {value}, expected "
                         "the weight_decay given, 0.25.")
-        held = [{names[id(p)] for p in g["params"]} for g in groups]
         tables = {n for n in decay if "embedding" in n}
         expect(tables in held, f"{name}: the two embedding tables are a group by themselves.")
     done(name)

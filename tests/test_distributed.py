@@ -1,0 +1,278 @@
+"""Tests of helpers.distributed: two processes equal one, copied or sharded, killed or stopped."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from helpers.gpt import GPT, GPTConfig
+from helpers.optim import Muon
+from helpers.pretrain import load_run_config, make_loaders
+from helpers.pretrained import load_pretrained
+from helpers.tokenizer import train_bpe
+from helpers.training import IGNORE_INDEX, configure_optimizer, lm_loss, train_step
+from small_corpus import RECIPE, TEXTS, assert_same_run, command, environment, make_corpus, tiny
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_bpe(TEXTS, 300)
+
+
+# ---- two processes
+
+
+WORKER = """
+    import os, signal, sys, torch, torch.distributed as dist
+    from torch.nn.parallel import DistributedDataParallel
+    from helpers import scaling
+    from helpers.gpt import GPT, GPTConfig
+    from helpers.training import configure_optimizer, fit, lm_loss, train_step
+    from helpers.distributed import apply_fsdp, full_state_dict
+    from helpers.optim import Muon
+    from helpers.pretrain import main
+
+    folder, rank, start = sys.argv[1], int(os.environ["RANK"]), dist.init_process_group
+    close = dist.destroy_process_group                  # one group for all that follows
+    dist.destroy_process_group = lambda: None
+    dist.init_process_group = lambda: None if dist.is_initialized() else start()
+
+    def command(recipe, run, *more):
+        main([f"{folder}/{recipe}", "--corpus", folder + "/corpus", "--run", f"{folder}/{run}",
+              *more])
+
+    command("recipe.toml", "run")
+    work = torch.load(folder + "/work.pt", weights_only=True)
+
+    def fresh(tied=True):
+        model = GPT(GPTConfig(**work["shape"] | {"tie_word_embeddings": tied}))
+        model.load_state_dict(work["model"])            # untied, both tables begin the same
+        return model
+
+    def steps(wrapped, optimizer):
+        seen = [train_step(wrapped, step[rank], lm_loss, optimizer, lr=0.1, grad_clip=0.5)
+                for step in work["steps"]]
+        return {"losses": [s["train_loss"] for s in seen], "norms": [s["grad_norm"] for s in seen],
+                "targets": [s["targets"] for s in seen]}
+
+    result = {}
+    for name, make in (("sgd", torch.optim.SGD), ("muon", Muon)):
+        model = fresh()
+        optimizer = make(model.parameters() if name == "sgd" else model, lr=0.1)
+        result[name] = steps(DistributedDataParallel(model), optimizer)
+        result[name]["model"] = model.state_dict()
+
+    for tied in (True, False):
+        model = apply_fsdp(fresh(tied), torch.device("cpu"))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        full_state_dict(model, optimizer)
+        held = sum(p.to_local().numel() for p in model.parameters())
+        result[f"shard-{tied}"] = steps(model, optimizer) | {
+            "held": held, "all": model.n_params, "model": model.state_dict(),
+            "tied": model.lm_head.weight is model.token_embedding.weight}
+
+    command("short.toml", "copied")
+    command("short.toml", "sharded", "--shard")
+    make_log = scaling.make_log
+
+    def log_and_stop(*arguments):
+        log = make_log(*arguments)
+        return lambda r: log(r) if r["step"] != 23 else signal.raise_signal(signal.SIGINT)
+
+    scaling.make_log = log_and_stop
+    command("short.toml", "stopped", "--shard")
+    result["stopped at"] = torch.load(folder + "/stopped/checkpoint.pt", weights_only=True)["step"]
+    dist.barrier()
+    scaling.make_log = make_log
+    command("short.toml", "stopped", "--shard")
+
+    calls = []
+    def interrupted(model, batch):
+        calls.append(0)
+        if rank == 1 and len(calls) == 3:
+            signal.raise_signal(signal.SIGINT)
+        return lm_loss(model, batch)
+
+    wrapped = DistributedDataParallel(fresh())
+    history = fit(wrapped, work["steps"][0][rank][:1], loss_fn=interrupted, max_steps=40,
+                  progress=False, checkpoint=folder + "/c.pt")
+    result["stopped"] = [r["step"] for r in history.records][-1], history.interrupted
+
+    wrapped = DistributedDataParallel(fresh())
+    def broken(model, batch):
+        loss, n = lm_loss(model, batch)
+        return (loss * float("nan") if rank == 1 else loss), n
+    try:
+        fit(wrapped, work["steps"][0][rank][:1], loss_fn=broken, max_steps=2, progress=False)
+    except FloatingPointError as error:
+        result["broken"] = str(error)
+    torch.save(result, f"{folder}/result{rank}.pt")
+    close()
+"""
+
+
+def torchrun(folder: Path, *what: str) -> subprocess.Popen:
+    """Two processes at once."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    more = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.Popen(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2",
+         "--master-addr=127.0.0.1", f"--master-port={port}", *what], env=environment() | more,
+        cwd=folder, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def finish(process: subprocess.Popen) -> None:
+    try:
+        _, errors = process.communicate(timeout=180)
+    except subprocess.TimeoutExpired:
+        process.terminate()                             # torchrun then ends its workers
+        _, errors = process.communicate()
+    assert process.returncode == 0, errors[-3000:]
+
+
+def batch(rows: int, counted: int, generator: torch.Generator) -> list[torch.Tensor]:
+    inputs, targets = torch.randint(300, (2, rows, 8), generator=generator)
+    targets[:, counted:] = IGNORE_INDEX
+    return [inputs, targets]
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory, tokenizer) -> Path:
+    """What two processes did: see WORKER."""
+    folder = tmp_path_factory.mktemp("pair")
+    make_corpus(folder)
+    generator = torch.Generator().manual_seed(1)
+    sizes = [[(3, 8), (1, 5)], [(1, 2), (2, 1)]]        # of each rank: two batches, unequal counts
+    steps = [[[batch(*size, generator) for size in rank] for rank in sizes] for _ in range(4)]
+    model = tiny(tokenizer, n_layer=2)
+    work = {"shape": {k: v for k, v in vars(model.config).items() if v is not None},
+            "model": model.state_dict(), "steps": steps}
+    torch.save(work, folder / "work.pt")
+    (folder / "worker.py").write_text(textwrap.dedent(WORKER), encoding="utf-8")
+    for name, tokens in (("recipe.toml", "25_600"), ("short.toml", "5_120")):
+        text = RECIPE.replace("19_200", tokens).replace("checkpoint_every = 70",
+                                                        "checkpoint_every = 10")
+        (folder / name).write_text(text, encoding="utf-8")
+    finish(torchrun(folder, str(folder / "worker.py"), str(folder)))
+    return folder
+
+
+def results(folder: Path) -> list[dict]:
+    return [torch.load(folder / f"result{rank}.pt", weights_only=True) for rank in (0, 1)]
+
+
+def alone(folder: Path, optimizer=torch.optim.SGD, **changes) -> tuple[GPT, list[dict]]:
+    """The same steps on the same global batches in one process."""
+    work = torch.load(folder / "work.pt", weights_only=True)
+    model = GPT(GPTConfig(**work["shape"] | changes))
+    model.load_state_dict(work["model"])
+    moved = optimizer(model if optimizer is Muon else model.parameters(), lr=0.1)
+    return model, [train_step(model, [b for rank in step for b in rank], lm_loss, moved, lr=0.1,
+                              grad_clip=0.5) for step in work["steps"]]
+
+
+@pytest.mark.parametrize(("name", "optimizer", "rel"), [("sgd", torch.optim.SGD, 1e-5),
+                                                        ("muon", Muon, 2e-3)])
+def test_two_processes_train_to_the_loss_of_one(name, optimizer, rel, pair):
+    """Unequal counts of targets on the two ranks, two batches a step; Muon is in bfloat16."""
+    model, seen = alone(pair, optimizer)
+    first, second = (result[name] for result in results(pair))
+    assert [s["targets"] for s in seen] == first["targets"] == second["targets"] == [33] * 4
+    for ours, key in (("train_loss", "losses"), ("grad_norm", "norms")):
+        assert first[key] == pytest.approx([s[ours] for s in seen], rel=rel)
+        assert first[key] == second[key]
+    for part, weight in model.state_dict().items():
+        if name == "sgd":
+            torch.testing.assert_close(first["model"][part], weight, rtol=1e-5, atol=1e-6)
+        assert torch.equal(first["model"][part], second["model"][part])
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_sharded_model_trains_to_the_loss_of_one_process(tied, pair):
+    model, seen = alone(pair, tie_word_embeddings=tied)
+    first, second = (result[f"shard-{tied}"] for result in results(pair))
+    for ours, key in (("train_loss", "losses"), ("grad_norm", "norms"), ("targets", "targets")):
+        assert first[key] == pytest.approx([s[ours] for s in seen], rel=1e-5)
+        assert first[key] == second[key]
+    assert first["tied"] == second["tied"] == tied
+    assert first["all"] == model.n_params and first["held"] + second["held"] == model.n_params
+    assert abs(first["held"] - second["held"]) < 0.1 * model.n_params
+    for part, weight in model.state_dict().items():
+        torch.testing.assert_close(first["model"][part], weight, rtol=1e-5, atol=1e-6)
+        assert second["model"][part].device.type == "meta"     # whole in the first process only
+
+
+def test_a_sharded_run_saves_and_resumes_as_any_other(pair):
+    copied, sharded = (pd.read_csv(pair / run / "history.csv") for run in ("copied", "sharded"))
+    for column in ("train_loss", "grad_norm"):
+        assert sharded[column][1:].tolist() == pytest.approx(copied[column][1:].tolist(), rel=1e-4)
+    assert sharded["val_loss"].iloc[-1] == pytest.approx(copied["val_loss"].iloc[-1], rel=1e-4)
+    assert results(pair)[0]["stopped at"] == 23
+    assert_same_run(pair / "sharded", pair / "stopped")
+    model, tokenizer = load_pretrained(pair / "sharded" / "model")
+    plain = GPT(model.config)                            # one process opens the checkpoint of two
+    optimizer = configure_optimizer(plain, 0.1)
+    batches = ResumableLoader([[0]] * 100)
+    assert load_checkpoint(pair / "sharded" / "checkpoint.pt", plain, optimizer, batches,
+                           History()) == 40
+    assert plain.lm_head.weight is plain.token_embedding.weight
+    for name, weight in model.state_dict().items():      # in the folder they are float16
+        torch.testing.assert_close(plain.state_dict()[name], weight, rtol=1e-3, atol=1e-6)
+    state = torch.load(pair / "copied" / "checkpoint.pt", weights_only=True)["optimizer"]["state"]
+    for i, kept in optimizer.state_dict()["state"].items():
+        for name, value in kept.items():
+            torch.testing.assert_close(value, state[i][name], rtol=1e-2, atol=1e-4)
+
+
+def test_two_processes_stop_together_and_fail_together(pair):
+    first, second = results(pair)
+    assert first["stopped"] == second["stopped"] == (3, True)      # an interrupt of one stops both
+    assert "loss is nan" in first["broken"] and "loss is nan" in second["broken"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the processes in /proc")
+def test_two_killed_processes_resume_to_the_same_weights(pair):
+    history = pd.read_csv(pair / "run" / "history.csv")
+    assert history["step"].iloc[-1] == 200 and history["tokens"].iloc[-1] == 25_600
+    assert history["train_loss"].iloc[-1] < history["train_loss"].iloc[1] - 0.5
+    what = ["-m", "helpers.pretrain", *command(pair, "killed")]
+    what[what.index("--run")] = "--folder"              # see the test of torchrun's options
+    process = torchrun(pair, *what)
+    for line in process.stdout:
+        if json.loads(line)["step"] >= 60:
+            children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
+            for child in map(int, children.split()):
+                os.kill(child, signal.SIGKILL)
+            break
+    process.communicate(timeout=60)
+    assert process.returncode == 1 and not (pair / "killed" / "model").exists()
+    step = torch.load(pair / "killed" / "checkpoint.pt", weights_only=True)["step"]
+    assert 50 <= step < 200 and step % 10 == 0
+    finish(torchrun(pair, *what))
+    assert_same_run(pair / "run", pair / "killed")
+
+
+def test_each_process_reads_windows_of_its_own(pair, monkeypatch):
+    recipe = load_run_config(pair / "recipe.toml")
+    read = []
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda *a: 2)
+    for rank in (0, 1):
+        monkeypatch.setattr(torch.distributed, "get_rank", lambda *a, rank=rank: rank)
+        monkeypatch.setattr(torch.distributed, "is_available", lambda: True)
+        train, validation = make_loaders(recipe, pair / "run")
+        read.append((list(train.sampler), [b[0].tolist() for b in validation]))
+    (first, held), (second, same) = read
+    assert not set(first) & set(second) and len(first) == len(second)
+    assert len(first) + len(second) in (len(train.dataset), len(train.dataset) - 1)
+    assert held == same                                  # both measure on the same
