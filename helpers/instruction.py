@@ -2,6 +2,7 @@
 
 Made from notebooks/07_instruction_tuning.ipynb by helpers.export.
 Edit the notebook, not this file.
+The same notebook makes helpers.judge.
 """
 
 import json
@@ -38,7 +39,7 @@ __all__ = [
 
 
 # cell check-entry of notebooks/07_instruction_tuning.ipynb
-def validate_example(example: object, where: str = "this entry") -> None:
+def validate_example(example: object, where: str = "this example") -> None:
     """Refuse what is not an example of Alpaca's format.
 
     Args:
@@ -168,18 +169,18 @@ class InstructionDataset(Dataset):
 
     def __init__(self, examples: Sequence[Mapping[str, str]], tokenizer: Encoding,
                  max_length: int):
-        self.entries: list[Mapping[str, str]] = []
+        self.examples: list[Mapping[str, str]] = []
         self.items: list[tuple[Tensor, int]] = []
         lengths = []
         for number, example in enumerate(examples, start=1):
-            validate_example(example, where=f"entry {number}")
+            validate_example(example, where=f"example {number}")
             if not example["output"].strip():
-                raise ValueError(f"entry {number} has an empty output; load_examples drops those")
+                raise ValueError(f"example {number} has an empty output; load_examples drops those")
             prompt = encode(tokenizer, format_prompt(example))
             response = encode(tokenizer, example["output"], end=True)
             lengths.append(len(prompt) + len(response) - 1)
             if lengths[-1] <= max_length:
-                self.entries.append(example)
+                self.examples.append(example)
                 self.items.append((torch.tensor(prompt + response), len(prompt)))
         self.dropped = len(lengths) - len(self.items)
         if not self.items:

@@ -2,6 +2,7 @@
 
 Made from notebooks/07_instruction_tuning.ipynb by helpers.export.
 Edit the notebook, not this file.
+The same notebook makes helpers.instruction.
 """
 
 import os
@@ -195,7 +196,7 @@ class LLMJudge(ChatClient):
 
     Example:
         >>> judge = LLMJudge("http://localhost:11434/v1", "llama3.2")
-        >>> judge.score({"instruction": "Name a colour.", "output": "Red."}, "Blue.")
+        >>> judge.grade({"instruction": "Name a colour.", "output": "Red."}, "Blue.")
         100
     """
 
@@ -207,11 +208,11 @@ class LLMJudge(ChatClient):
             raise ValueError("LLM_JUDGE_URL is set, LLM_JUDGE_MODEL is not: give the model's name")
         return cls(url, model, os.environ.get("LLM_JUDGE_KEY")) if url else None
 
-    def compute_metrics(self, example: Mapping[str, str], answer: str) -> int:
+    def grade(self, example: Mapping[str, str], answer: str) -> int:
         """The grade of one answer; ValueError where the reply holds none."""
         return parse_score(self.complete(judge_prompt(example, answer)))
 
-    def scores(self, examples: Sequence[Mapping[str, str]],
+    def grade_all(self, examples: Sequence[Mapping[str, str]],
                answers: Sequence[str]) -> list[int | None]:
         """The grades of many answers, in order; None, with a warning, where a reply held none."""
         grades: list[int | None] = []

@@ -22,7 +22,7 @@ from helpers.instruction import (PROMPT_NO_INPUT, PROMPT_WITH_INPUT, Instruction
                                  generate_responses, load_examples, train_test_split,
                                  validate_example)
 from helpers.judge import ChatClient, LLMJudge, judge_prompt, parse_score
-from helpers.training import IGNORE_INDEX, fit, lm_loss
+from helpers.training import IGNORE_INDEX, TrainConfig, fit, lm_loss
 from helpers.tokenizer import encode, eos_token_id, train_bpe
 
 FOUR = [
@@ -80,10 +80,10 @@ def test_fields_stand_in_the_prompt_letter_for_letter(instruction, text):
         assert prompt == head + instruction + rest
 
 
-@pytest.mark.parametrize("entry", ["What is it?", None, {}, {"input": "x"}, {"instruction": " "},
+@pytest.mark.parametrize("example", ["What is it?", None, {}, {"input": "x"}, {"instruction": " "},
                                    {"instruction": 3}, {"instruction": "x", "input": None}])
 def test_format_prompt_refuses(example):
-    with pytest.raises(ValueError, match="entry"):
+    with pytest.raises(ValueError, match="example"):
         format_prompt(example)
 
 
@@ -114,13 +114,13 @@ def test_empty_outputs_are_dropped_and_counted(tmp_path):
 
 @pytest.mark.parametrize("content, message", [
     ({"instruction": "a"}, "holds a dict, expected a list"),
-    ([FOUR[0], "text"], r"entry 2 is a str"),
-    ([FOUR[0], {"instruction": "a"}], r"entry 2 has no field 'output'; it has \['instruction'\]"),
-    ([{"output": "a", "input": ""}], r"entry 1 has no field 'instruction'"),
-    ([FOUR[0] | {"output": None}], r"entry 1: 'output' should be text, found NoneType"),
-    ([FOUR[0] | {"input": ["a"]}], r"entry 1: 'input' should be text, found list"),
-    ([FOUR[0] | {"instruction": " "}], r"entry 1 has an empty instruction"),
-    (b'[{"instruction": "a", "output": "\\ud83d"}]', r"entry 1: 'output' holds half of a"),
+    ([FOUR[0], "text"], r"example 2 is a str"),
+    ([FOUR[0], {"instruction": "a"}], r"example 2 has no field 'output'; it has \['instruction'\]"),
+    ([{"output": "a", "input": ""}], r"example 1 has no field 'instruction'"),
+    ([FOUR[0] | {"output": None}], r"example 1: 'output' should be text, found NoneType"),
+    ([FOUR[0] | {"input": ["a"]}], r"example 1: 'input' should be text, found list"),
+    ([FOUR[0] | {"instruction": " "}], r"example 1 has an empty instruction"),
+    (b'[{"instruction": "a", "output": "\\ud83d"}]', r"example 1: 'output' holds half of a"),
     (b'[{"instruction": "a",]', r"not JSON: .* line 1, column"),
     (b'{"instruction": "a"}\n{"instruction": "b"}', r"not JSON: Extra data at line 2"),
     (b'[{"instruction": "gr\xfc\xdfe", "output": "a"}]', r"UTF-8"),
@@ -145,7 +145,7 @@ def test_check_entry_names_the_place():
 
 def test_items_are_prompt_response_and_one_end_token(tokenizer):
     data = InstructionDataset(FOUR, tokenizer, 160)
-    assert len(data) == 4 and data.dropped == 0 and data.entries == FOUR
+    assert len(data) == 4 and data.dropped == 0 and data.examples == FOUR
     for example, (ids, start) in zip(FOUR, data, strict=True):
         assert ids.dtype == torch.long and ids.ndim == 1 and isinstance(start, int)
         assert ids[:start].tolist() == encode(tokenizer, format_prompt(example))
@@ -171,7 +171,7 @@ def test_entries_too_long_are_left_out_whole(tokenizer):
     for limit in range(min(lengths), max(lengths) + 1):
         data = InstructionDataset(FOUR, tokenizer, limit)
         kept = [example for example, n in zip(FOUR, lengths, strict=True) if n <= limit]
-        assert data.entries == kept and data.dropped == 4 - len(kept)
+        assert data.examples == kept and data.dropped == 4 - len(kept)
         inputs, targets = collate(list(data))
         assert inputs.shape[1] <= limit
         assert ((targets == eos_token_id(tokenizer)).sum(dim=1) == 1).all()
@@ -180,9 +180,9 @@ def test_entries_too_long_are_left_out_whole(tokenizer):
 
 
 def test_dataset_refuses(tokenizer):
-    with pytest.raises(ValueError, match="entry 2 has an empty output"):
+    with pytest.raises(ValueError, match="example 2 has an empty output"):
         InstructionDataset([FOUR[0], FOUR[1] | {"output": " "}], tokenizer, 160)
-    with pytest.raises(ValueError, match="entry 1 has no field 'output'"):
+    with pytest.raises(ValueError, match="example 1 has no field 'output'"):
         InstructionDataset([{"instruction": "a"}], tokenizer, 160)
     with pytest.raises(ValueError, match="no example fits: 0 given"):
         InstructionDataset([], tokenizer, 160)
@@ -329,7 +329,7 @@ def test_exact_match(prediction, reference, equal):
     assert exact_match(prediction, reference) == float(equal)
 
 
-@pytest.mark.parametrize("measure", [exact_match, chrf, score])
+@pytest.mark.parametrize("measure", [exact_match, chrf, compute_metrics])
 @pytest.mark.parametrize("predictions, references", [
     ([], []), (["a"], []), (["a"], ["a", "b"]), ("a", ["a"]), (["a"], "a")])
 def test_scores_refuse_unequal_lists(measure, predictions, references):
@@ -351,7 +351,7 @@ def scripted(model, tokenizer, script):
 
     def sample(logits):
         return torch.full((len(logits),), next(step), device=logits.device)
-    return pick
+    return sample
 
 
 def test_respond_returns_the_answer_alone(tokenizer, model):
@@ -388,7 +388,7 @@ def test_respond_restores_the_mode_and_the_gradients(tokenizer, model):
         assert model.training is training
         assert all(p.requires_grad and p.grad is None for p in model.parameters())
     assert torch.is_grad_enabled()
-    with pytest.raises(ValueError, match="entry"):
+    with pytest.raises(ValueError, match="example"):
         generate_responses(model, tokenizer, "What is the opposite of hot?", 3)
 
 
@@ -397,8 +397,8 @@ def test_a_small_gpt_learns_four_entries_by_heart(tokenizer, model):
     loader = DataLoader(data, batch_size=4, collate_fn=collate)
     torch.manual_seed(0)
     small = GPT(model.config)
-    history = fit(small, loader, max_steps=80, lr=1e-2, warmup_steps=5, weight_decay=0.0,
-                  progress=False)
+    history = fit(small, loader, TrainConfig(max_steps=80, lr=1e-2, warmup_steps=5,
+                                             weight_decay=0.0))
     assert history.last("train_loss") < 0.1
     answers = generate_responses(small, tokenizer, FOUR, 30)
     assert answers == [example["output"] for example in FOUR]
@@ -418,7 +418,7 @@ def test_with_end_tokens_masked_it_does_not_stop(tokenizer, model):
                         collate_fn=collate_wrong)
     torch.manual_seed(0)
     small = GPT(model.config)
-    fit(small, loader, max_steps=40, lr=1e-2, warmup_steps=5, progress=False)
+    fit(small, loader, TrainConfig(max_steps=40, lr=1e-2, warmup_steps=5))
     prompts = [encode(tokenizer, format_prompt(example)) for example in FOUR]
     assert not any(end in ids for ids in generate(small, prompts, 20, eos_token_id=end))
 
@@ -494,7 +494,7 @@ def judge_at(url, **more):
 @pytest.mark.parametrize("ending", ["", "/", "/v1", "/v1/", "/v1/chat/completions"])
 def test_judge_asks_and_reads(ending):
     with server(completion("85")) as (url, seen):
-        assert judge_at(url + ending, api_key="sk-secret").score(FOUR[0], "cold") == 85
+        assert judge_at(url + ending, api_key="sk-secret").grade(FOUR[0], "cold") == 85
     path, headers, body = seen[0]
     assert path == "/v1/chat/completions" and headers["Authorization"] == "Bearer sk-secret"
     assert body["model"] == "tiny-judge" and body["temperature"] == 0
@@ -507,8 +507,8 @@ def test_judge_without_a_key_sends_none(monkeypatch, tmp_path):
     netrc.chmod(0o600)
     monkeypatch.setenv("NETRC", str(netrc))
     with server(completion("85")) as (url, seen):
-        judge_at(url).score(FOUR[0], "cold")
-        judge_at(url, api_key="k").score(FOUR[0], "cold")
+        judge_at(url).grade(FOUR[0], "cold")
+        judge_at(url, api_key="k").grade(FOUR[0], "cold")
     assert "Authorization" not in seen[0][1]
     assert seen[1][1]["Authorization"] == "Bearer k"
 
@@ -516,20 +516,20 @@ def test_judge_without_a_key_sends_none(monkeypatch, tmp_path):
 @pytest.mark.parametrize("first", [(500, "oops"), (503, ""), (429, "slow down"), (0, "")])
 def test_judge_tries_again(first):
     with server(first, first, completion("Score: 7")) as (url, seen):
-        assert judge_at(url).score(FOUR[0], "cold") == 7
+        assert judge_at(url).grade(FOUR[0], "cold") == 7
     assert len(seen) == 3
 
 
 def test_judge_gives_up_in_the_end():
     gave_up = pytest.raises(RuntimeError, match=r"answered 503 \(3 tries\)")
     with server((503, "loading")) as (url, seen), gave_up:
-        judge_at(url, retries=2).score(FOUR[0], "cold")
+        judge_at(url, retries=2).grade(FOUR[0], "cold")
     assert len(seen) == 3
 
 
 def test_judge_waits_longer_each_time_or_as_told(monkeypatch):
     waits = []
-    monkeypatch.setattr("helpers.instruction.time.sleep", waits.append)
+    monkeypatch.setattr("helpers.judge.time.sleep", waits.append)
     with server((500, "")) as (url, _), pytest.raises(RuntimeError):
         judge_at(url, backoff=0.5).complete("hello")
     with server((429, ""), headers=[("Retry-After", "7")]) as (url, _), pytest.raises(RuntimeError):
@@ -548,7 +548,7 @@ def test_judge_waits_longer_each_time_or_as_told(monkeypatch):
     ((302, ""), RuntimeError, "answered 302")])
 def test_judge_says_what_came_back(reply, error, message):
     with server(reply) as (url, seen), pytest.raises(error, match=message):
-        judge_at(url).score(FOUR[0], "cold")
+        judge_at(url).grade(FOUR[0], "cold")
     assert len(seen) == 1                                    # trying again would not help
 
 
@@ -556,13 +556,13 @@ def test_no_server():
     with server(completion("1")) as (url, _):
         pass                                                 # this port is free again
     with pytest.raises(ConnectionError, match=r"no server answers at http://127.* ollama serve"):
-        judge_at(url, retries=1).score(FOUR[0], "cold")
+        judge_at(url, retries=1).grade(FOUR[0], "cold")
 
 
 def test_slow_server():
     slow = server(completion("1"), delay=0.5)
     with slow as (url, _), pytest.raises(TimeoutError, match=r"within 0.1 s"):
-        judge_at(url, timeout=0.1).score(FOUR[0], "cold")
+        judge_at(url, timeout=0.1).grade(FOUR[0], "cold")
 
 
 KEY = "sk-very-secret-123"
@@ -574,7 +574,7 @@ def test_the_key_is_in_no_error(reply):
     with server(reply) as (url, _):
         judge = judge_at(url, api_key=KEY, retries=1)
         with pytest.raises((ValueError, RuntimeError, ConnectionError)) as caught:
-            judge.score(FOUR[0], "cold")
+            judge.grade(FOUR[0], "cold")
     text = "".join(traceback.format_exception(caught.value)) + repr(judge) + str(judge)
     assert KEY not in text and KEY[:10] not in text
 
@@ -598,9 +598,9 @@ def test_addresses_that_are_refused(url):
 def test_scores_go_on_after_an_unreadable_reply():
     with server(completion("40"), completion("none"), completion("60")) as (url, _):
         with pytest.warns(UserWarning, match="answer 2: no single whole number"):
-            assert judge_at(url).scores(FOUR[:3], ["a", "b", "c"]) == [40, None, 60]
+            assert judge_at(url).grade_all(FOUR[:3], ["a", "b", "c"]) == [40, None, 60]
         with pytest.raises(ValueError):
-            judge_at(url).scores(FOUR[:3], ["a"])
+            judge_at(url).grade_all(FOUR[:3], ["a"])
 
 
 def test_judge_from_the_environment(monkeypatch):
