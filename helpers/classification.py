@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
+from helpers.common import atomic_write
 from helpers.gpt import GPT, GPTConfig, init_weights
 from helpers.pretrained import load_pretrained, save_pretrained
 from helpers.tokenizer import encode, eos_token_id
-from helpers.training import atomic_write, eval_mode, to_device
+from helpers.training import eval_mode, to_device
 
 __all__ = [
     "LABELS",
