@@ -29,6 +29,8 @@ from nbformat import NotebookNode
 from PIL import Image, UnidentifiedImageError  # matplotlib brings it
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+from helpers import colab  # noqa: E402
 
 # The same in every notebook, so that neither the version of Python nor the name that somebody
 # gave a kernel shows up as a change; complete, in JupyterLab's own form, so that a notebook is
@@ -207,13 +209,18 @@ def write(path: Path, text: str) -> None:
 
 
 def refresh(path: Path, run: bool = True, root: Path = ROOT) -> bool:
-    """Run a notebook, clean it and write it; return whether the file changed.
+    """Stamp, run and clean a notebook and write it; return whether the file changed.
 
     Raises RefreshError, with the file left alone, where a cell fails or where somebody saved
     the notebook while it ran.
     """
     before = path.read_text(encoding="utf-8")
     notebook = nbformat.reads(before, as_version=4)
+    if any(cell.source.startswith("# On Colab") for cell in notebook.cells):
+        name = path.relative_to(root).as_posix()
+        notebook = nbformat.from_dict(colab.stamped(notebook, colab.repository(root), name))
+        for cell in notebook.cells:
+            cell.source = "".join(cell.source)          # the stamp is in lines, as in the file
     if run:
         execute(notebook, path, root)
     after = to_text(clean(notebook, root))

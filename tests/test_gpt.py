@@ -1,4 +1,4 @@
-"""Chapter 4: the model equals GPT-2, generates alike with and without a kv_cache, and says no clearly.
+"""Chapter 4: the model equals GPT-2, generates alike with and without a cache, and says no clearly.
 
 The reference is `transformers`. Every tensor is perturbed before a comparison: fresh biases are
 zero and fresh norms one, so a swap of two would pass unseen.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import itertools
 import random
-import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -23,13 +22,22 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from helpers.attention import KVCache
-from helpers.generation import (GemvLinear, generate, generate_stream, greedy, left_pad,
-                                next_token_logits, optimize_for_inference)
-from helpers.gpt import (GELU, GPT, GPT2_CONFIGS, FeedForward, GPTConfig, LayerNorm,
-                         TransformerBlock, check_context_length, flops_per_token, init_weights,
-                         position_ids_and_mask, validate_token_ids)
+from helpers.generation import generate, generate_stream, greedy, left_pad, next_token_logits
+from helpers.gpt import (
+    GELU,
+    GPT,
+    GPT2_CONFIGS,
+    FeedForward,
+    GPTConfig,
+    LayerNorm,
+    TransformerBlock,
+    check_context_length,
+    flops_per_token,
+    init_weights,
+    position_ids_and_mask,
+    validate_token_ids,
+)
 from helpers.pretrained import hf_key_map
-from helpers.training import configure_optimizer
 
 CONFIG = GPTConfig(vocab_size=50, context_length=16, n_embd=32, n_head=4, n_layer=2)
 SMALL = GPTConfig(vocab_size=13, context_length=13, n_embd=8, n_head=2, n_layer=2)
@@ -86,7 +94,8 @@ def lively(config: GPTConfig = CONFIG, seed: int = 0) -> GPT:
     torch.manual_seed(seed)
     model = GPT(config).double().eval()
     for name, p in model.named_parameters():
-        nn.init.normal_(p, mean=float(name.endswith("scale")), std=0.4 if p.dim() == 2 else 0.05)
+        mean = float(p.dim() == 1 and name.endswith("weight"))          # of a norm
+        nn.init.normal_(p, mean=mean, std=0.4 if p.dim() == 2 else 0.05)
     return model
 
 
@@ -263,7 +272,7 @@ def test_block_adds_twice_and_norms_before() -> None:
     perturb(block, 0.3)
     y = x + block.attention(block.norm_1(x))
     torch.testing.assert_close(block(x), y + block.feed_forward(block.norm_2(y)))
-    with torch.no_grad():                                    # silenced parts leave the shortcut
+    with torch.no_grad():                                    # parts that give 0 leave x
         for layer in (block.attention.output_projection, block.feed_forward.down_projection):
             layer.weight.zero_()
             layer.bias.zero_()
@@ -283,7 +292,8 @@ def test_weights_start_as_gpt2s(tied: bool) -> None:
                        tie_word_embeddings=tied)
     for name, p in GPT(config).named_parameters():
         if p.dim() == 1:
-            assert torch.equal(p, torch.full_like(p, float(name.endswith("scale")))), name
+            is_one = "norm" in name and name.endswith("weight")
+            assert torch.equal(p, torch.full_like(p, float(is_one))), name
         else:
             residual = name.endswith(("output_projection.weight", "down_projection.weight"))
             std = 0.02 / 4 if residual else 0.02             # the root of 2 x 8 is 4
@@ -352,7 +362,7 @@ def test_eval_is_deterministic_and_train_is_not() -> None:
         assert torch.equal(model(tokens), model(tokens))
 
 
-def test_hidden_is_what_the_head_reads(model: GPT) -> None:
+def test_hidden_states_are_what_lm_head_reads(model: GPT) -> None:
     tokens = random_tokens(CONFIG, 2, 8)
     with torch.no_grad():
         hidden = model.hidden_states(tokens)
@@ -392,14 +402,14 @@ def test_padding_changes_nothing(model: GPT, use_cache: bool) -> None:
     assert (unaware[0, 2:] - together[0, 2:]).abs().max() > 0.1
 
 
-# Generating
+# Generation
 
 prompt_lists = st.lists(st.lists(st.integers(0, 49), min_size=1, max_size=16), min_size=1,
                         max_size=4)
 
 
 def plainly(model: GPT, prompt: list[int], n: int, eos_token_id: int | None = None) -> list[int]:
-    """The definition: feed all that fits, take the highest score of the last position."""
+    """The definition: feed all that fits, take the largest logit of the last position."""
     ids = list(prompt)
     with torch.no_grad():
         for _ in range(n):
@@ -422,7 +432,8 @@ def test_cached_equals_uncached_equals_each_row_alone(prompts: list[list[int]], 
                                           for i in row[len(p):]])
         expected = [plainly(model, p, n, eos_token_id) for p in prompts]
     for use_cache in (True, False):
-        assert generate(model, prompts, n, eos_token_id=eos_token_id, use_cache=use_cache) == expected
+        got = generate(model, prompts, n, eos_token_id=eos_token_id, use_cache=use_cache)
+        assert got == expected
     assert [generate(model, p, n, eos_token_id=eos_token_id) for p in prompts] == expected
 
 
@@ -460,7 +471,7 @@ def test_stream_is_what_generate_collects(model: GPT) -> None:
     assert all(type(i) is int for row in rows for i in row)
 
 
-def test_pick_gets_the_scores_of_the_last_position(model: GPT) -> None:
+def test_sample_gets_the_logits_of_the_last_position(model: GPT) -> None:
     seen = []
 
     def second(logits: Tensor) -> Tensor:
@@ -512,7 +523,7 @@ def test_the_cache_computes_one_token_a_step(model: GPT) -> None:
         assert fed == expected
 
 
-def test_next_logits_equals_the_model(model: GPT) -> None:
+def test_next_token_logits_equal_the_model(model: GPT) -> None:
     tokens = random_tokens(CONFIG, 2, 20)
     with torch.no_grad():
         torch.testing.assert_close(next_token_logits(model, tokens[:, :9], None, None),
@@ -550,7 +561,7 @@ def test_a_stream_that_is_left_early_restores_the_mode() -> None:
         assert not model.training
         break
     assert model.training
-    steps = generate_stream(model, [[1]], 10)                         # never started: nothing has happened
+    steps = generate_stream(model, [[1]], 10)             # never started: nothing has happened
     assert model.training
     next(steps)
     steps.close()
@@ -567,7 +578,7 @@ def test_a_stream_stays_in_eval_whatever_happens_between_its_steps() -> None:
     assert said == expected
 
 
-def test_generating_makes_no_gradients_and_draws_nothing() -> None:
+def test_generation_makes_no_gradients_and_draws_nothing() -> None:
     model = GPT(replace(CONFIG, dropout=0.5))
     state = torch.get_rng_state()
     generate(model, [1, 2, 3], 5)
@@ -672,16 +683,15 @@ def test_left_pad() -> None:
     assert tokens.tolist() == [[1, 2], [3, 4]] and n_pad is None
 
 
-def test_lay_out() -> None:
+def test_position_ids_and_mask() -> None:
     positions, mask = position_ids_and_mask(3, 6, None)
     assert positions.tolist() == [3, 4, 5] and mask is None
-    positions, mask = position_ids_and_mask(2, 4, torch.tensor([0, 3]))    # a row that is mostly padding
-    assert positions.tolist() == [[2, 3], [0, 0]] and mask.shape == (2, 1, 2, 4)
-    assert mask[0, 0].int().tolist() == [[1, 1, 1, 0], [1, 1, 1, 1]]
-    assert mask[1, 0].int().tolist() == [[0, 0, 1, 0], [0, 0, 0, 1]]
+    positions, mask = position_ids_and_mask(2, 4, torch.tensor([0, 3]))    # the second: padding
+    assert positions.tolist() == [[2, 3], [0, 0]] and mask.shape == (2, 1, 1, 4)
+    assert mask[:, 0, 0].int().tolist() == [[1, 1, 1, 1], [0, 0, 0, 1]]
 
 
-def test_check_room() -> None:
+def test_check_context_length() -> None:
     kv_cache = GPT(CONFIG).make_kv_cache(1)
     assert check_context_length(CONFIG, 16, None) == check_context_length(CONFIG, 16, kv_cache) == 0
     kv_cache[0].seq_len = 10
@@ -699,46 +709,3 @@ def _no_stray_randomness() -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         yield
-
-
-# ---------------------------------------------------------------------------------------------
-# Prepared for writing
-
-
-@pytest.mark.parametrize("tied", [True, False])
-def test_a_model_prepared_for_writing_is_the_same_model(tied: bool) -> None:
-    torch.manual_seed(0)
-    config = GPTConfig(vocab_size=50, context_length=12, n_embd=16, n_head=2, n_layer=2,
-                       tie_word_embeddings=tied)
-    model = GPT(config).eval()
-    quick = optimize_for_inference(copy.deepcopy(model))
-    assert quick.blocks[1].feed_forward.down_projection.weight.stride() == (1, 16)
-    assert (quick.lm_head.weight is quick.token_embedding.weight) == tied
-    assert [n for n, _ in quick.named_parameters()] == [n for n, _ in model.named_parameters()]
-    for (name, ours), theirs in zip(quick.named_parameters(), model.parameters(), strict=True):
-        assert torch.equal(ours, theirs), name
-    tokens = torch.randint(0, 50, (2, 9))
-    torch.testing.assert_close(quick(tokens), model(tokens))
-    assert not isinstance(quick.lm_head, GemvLinear)
-
-
-def test_a_prepared_model_takes_no_gradients() -> None:
-    """A fused optimizer with moments in another memory order would silently ruin its weights."""
-    config = GPTConfig(vocab_size=50, context_length=12, n_embd=16, n_head=2, n_layer=1)
-    quick = optimize_for_inference(GPT(config))
-    assert not any(p.requires_grad for p in quick.parameters())
-    with pytest.raises(ValueError, match="no parameter to train"):
-        configure_optimizer(quick, lr=0.1)
-
-
-@pytest.mark.skipif(shutil.which("g++") is None, reason="compiling needs a C++ compiler")
-def test_a_compiled_model_writes_the_same() -> None:
-    torch.manual_seed(0)
-    config = GPTConfig(vocab_size=50, context_length=16, n_embd=16, n_head=2, n_layer=1)
-    model = GPT(config).double().eval()
-    for p in model.parameters():
-        torch.nn.init.normal_(p, std=0.4)
-    expected = generate(model, [1, 2, 3], 9)
-    quick = optimize_for_inference(copy.deepcopy(model), compile=True)
-    assert isinstance(quick.lm_head, GemvLinear) and set(quick.state_dict()) == set(model.state_dict())
-    assert generate(quick, [1, 2, 3], 9) == expected

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import dis
 import functools
 import inspect
 import math
 import numbers
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 
 class CheckFailed(AssertionError):
@@ -94,6 +97,43 @@ def call(answer: Callable, *arguments: Any, **named: Any) -> Any:
     except Exception as error:
         name = getattr(answer, "__name__", "your answer")
         raise CheckFailed(f"{name} raised {type(error).__name__}: {error}") from error
+
+
+class RecordCalls(TorchFunctionMode):
+    """Collects the names of the PyTorch functions and methods that are called within it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.add(getattr(func, "__name__", ""))
+        return func(*args, **(kwargs or {}))
+
+
+@contextlib.contextmanager
+def forbid(answer: Callable, function: Callable, message: str) -> Iterator[None]:
+    """Within it, a call of the function fails with the message.
+
+    The function is found under any global name of the answer and of the function's own module,
+    and in the class that defines it.
+    """
+    def refuse(*_: Any, **__: Any) -> None:
+        raise CheckFailed(message)
+
+    home: Any = sys.modules[function.__module__]
+    for part in function.__qualname__.split(".")[:-1]:
+        home = getattr(home, part)
+    kept = getattr(home, function.__name__)
+    globals_of = getattr(inspect.unwrap(answer), "__globals__", {})
+    names = [key for key, value in globals_of.items() if value is kept]
+    setattr(home, function.__name__, refuse)
+    globals_of.update(dict.fromkeys(names, refuse))
+    try:
+        yield
+    finally:
+        setattr(home, function.__name__, kept)
+        globals_of.update(dict.fromkeys(names, kept))
 
 
 def close(value: Any, expected: Any, rtol: float = 1e-4, atol: float = 1e-5) -> bool:

@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from helpers.checks._core import (
     CheckFailed,
+    RecordCalls,
     call,
     close,
     done,
@@ -37,18 +37,6 @@ def _has_loop(function: Any) -> bool:
     names = {i.opname for code in codes for i in dis.get_instructions(code)}
     return bool(names & {"FOR_ITER", "JUMP_BACKWARD"}) or any(
         name.startswith("POP_JUMP_BACKWARD") for name in names)     # a while, in Python 3.11
-
-
-class _Calls(TorchFunctionMode):
-    """Collects the names of the PyTorch functions and methods that are called."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: set[str] = set()
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.names.add(getattr(func, "__name__", ""))
-        return func(*args, **(kwargs or {}))
 
 
 def check_distances(my_distances: Callable[[Tensor, Tensor], Tensor]) -> None:
@@ -98,7 +86,7 @@ def check_log_sum_exp(my_log_sum_exp: Callable[[Tensor], Tensor]) -> None:
     expect_function(my_log_sum_exp, name)
     x = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(0)) * 2
     given = x.clone()
-    with _Calls() as calls:
+    with RecordCalls() as calls:
         value = call(my_log_sum_exp, x)
     ready = {"logsumexp", "logaddexp", "log_softmax", "cross_entropy", "logcumsumexp"}
     expect(not calls.names & ready,

@@ -28,11 +28,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from helpers.generation import generate, optimize_for_inference
+from helpers.generation import generate
 from helpers.gpt import GPT, GPT2_CONFIGS, GPTConfig, flops_per_token
+from helpers.inference import optimize_for_inference
 from helpers.pretrained import load_pretrained, save_pretrained
-from helpers.training import configure_optimizer, lm_loss, train_step
 from helpers.tokenizer import load_tokenizer
+from helpers.training import configure_optimizer, lm_loss, train_step
 
 SHAPES = {
     "tiny": GPTConfig(vocab_size=8192, context_length=256, n_embd=256, n_head=4, n_layer=6),
