@@ -84,7 +84,8 @@ def measured_flops(device: torch.device, dtype: torch.dtype = torch.float32,
                    size: int | None = None, repeats: int = 8) -> float:
     """Operations a second of a product of two square matrices on a device, the best of some."""
     size = size or (8192 if device.type == "cuda" else 1024)
-    a = torch.randn(size, size, device=device).to(dtype)
+    own = torch.Generator(device).manual_seed(0)       # the random numbers of a run stay as they are
+    a = torch.randn(size, size, device=device, generator=own).to(dtype)
     best = math.inf
     for _ in range(repeats):
         began = time.perf_counter()

@@ -36,7 +36,8 @@ def next_token_probs(logits: Tensor, temperature: float = 1.0, top_k: int | None
     highest = logits.max(dim=-1, keepdim=True).values      # subtracted first: nothing overflows
     probs = ((logits - highest) / temperature).softmax(dim=-1)
     if top_p is not None and top_p < 1:
-        ordered, order = probs.sort(dim=-1, descending=True, stable=True)
+        order = logits.sort(dim=-1, descending=True, stable=True).indices
+        ordered = probs.gather(-1, order)                  # (B, V)
         # The mass from each token to the end, summed from the small end, where rounding is small.
         tail = ordered.flip(-1).cumsum(dim=-1).flip(-1)    # (B, V)
         dropped = tail <= 1 - top_p                        # top_p is reached without these

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from small_corpus import TEXTS, Stopped, environment, read_back, tiny
 from torch.nn import functional as F
 
 from helpers import corpus
@@ -20,7 +21,6 @@ from helpers.corpus import load_shards, read_documents, stream_documents, write_
 from helpers.download import sha256
 from helpers.tokenizer import END_OF_TEXT, encode, eos_token_id, save_tokenizer, train_bpe
 from helpers.training import bits_per_byte
-from small_corpus import TEXTS, Stopped, environment, read_back, tiny
 
 
 @pytest.fixture(scope="module")

@@ -12,14 +12,23 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from small_corpus import RECIPE, TEXTS, assert_same_run, command, environment, make_corpus, tiny
 
+from helpers.checkpoint import ResumableLoader, read_checkpoint, restore
 from helpers.gpt import GPT, GPTConfig
 from helpers.optim import Muon
 from helpers.pretrain import load_run_config, make_loaders
 from helpers.pretrained import load_pretrained
 from helpers.tokenizer import train_bpe
-from helpers.training import IGNORE_INDEX, configure_optimizer, lm_loss, train_step
-from small_corpus import RECIPE, TEXTS, assert_same_run, command, environment, make_corpus, tiny
+from helpers.training import (
+    IGNORE_INDEX,
+    History,
+    TrainConfig,
+    TrainState,
+    configure_optimizer,
+    lm_loss,
+    train_step,
+)
 
 
 @pytest.fixture(scope="module")
@@ -32,24 +41,34 @@ def tokenizer():
 
 WORKER = """
     import os, signal, sys, torch, torch.distributed as dist
+    from datetime import timedelta
+    from torch.nn.functional import dropout
     from torch.nn.parallel import DistributedDataParallel
-    from helpers import scaling
+    from helpers import pretrain
+    from helpers.common import set_seed
+    from helpers.distributed import (DistributedCheckpoint, DistributedInterrupt, apply_fsdp,
+                                     distributed_loss, full_state_dict, gather_model, seed_rank)
     from helpers.gpt import GPT, GPTConfig
-    from helpers.training import configure_optimizer, fit, lm_loss, train_step
-    from helpers.distributed import apply_fsdp, full_state_dict
     from helpers.optim import Muon
-    from helpers.pretrain import main
+    from helpers.training import TrainConfig, fit, lm_loss, train_step
 
     folder, rank, start = sys.argv[1], int(os.environ["RANK"]), dist.init_process_group
     close = dist.destroy_process_group                  # one group for all that follows
     dist.destroy_process_group = lambda: None
     dist.init_process_group = lambda: None if dist.is_initialized() else start()
+    new_group, waits = dist.new_group, []
+
+    def noted_group(*arguments, **named):
+        waits.append(named.get("timeout", timedelta()).total_seconds())
+        return new_group(*arguments, **named)
 
     def command(recipe, run, *more):
-        main([f"{folder}/{recipe}", "--corpus", folder + "/corpus", "--run", f"{folder}/{run}",
-              *more])
+        pretrain.main([f"{folder}/{recipe}", "--corpus", folder + "/corpus",
+                       "--run", f"{folder}/{run}", *more])
 
+    dist.new_group = noted_group
     command("recipe.toml", "run")
+    dist.new_group = new_group
     work = torch.load(folder + "/work.pt", weights_only=True)
 
     def fresh(tied=True):
@@ -58,12 +77,15 @@ WORKER = """
         return model
 
     def steps(wrapped, optimizer):
-        seen = [train_step(wrapped, step[rank], lm_loss, optimizer, lr=0.1, grad_clip=0.5)
-                for step in work["steps"]]
-        return {"losses": [s["train_loss"] for s in seen], "norms": [s["grad_norm"] for s in seen],
-                "targets": [s["targets"] for s in seen]}
+        seen = [train_step(wrapped, step[rank], distributed_loss(lm_loss), optimizer,
+                           max_grad_norm=0.5) for step in work["steps"]]
+        return {name: [s[name] for s in seen] for name in ("train_loss", "grad_norm", "n_targets")}
 
-    result = {}
+    result = {"waits": waits}
+    set_seed(0)
+    equal = torch.rand(3)
+    seed_rank(0)
+    result["draws"] = {"before": equal, "mask": dropout(torch.ones(64)) > 0}
     for name, make in (("sgd", torch.optim.SGD), ("muon", Muon)):
         model = fresh()
         optimizer = make(model.parameters() if name == "sgd" else model, lr=0.1)
@@ -76,23 +98,24 @@ WORKER = """
         full_state_dict(model, optimizer)
         held = sum(p.to_local().numel() for p in model.parameters())
         result[f"shard-{tied}"] = steps(model, optimizer) | {
-            "held": held, "all": model.n_params, "model": model.state_dict(),
+            "held": held, "all": model.n_params, "model": gather_model(model).state_dict(),
             "tied": model.lm_head.weight is model.token_embedding.weight}
 
     command("short.toml", "copied")
-    command("short.toml", "sharded", "--shard")
-    make_log = scaling.make_log
+    command("short.toml", "sharded", "--fsdp")
 
-    def log_and_stop(*arguments):
-        log = make_log(*arguments)
-        return lambda r: log(r) if r["step"] != 23 else signal.raise_signal(signal.SIGINT)
+    class LogAndStop(pretrain.JSONLog):
+        def on_step_end(self, state):
+            super().on_step_end(state)
+            if state.step == 23 and rank == 1:          # an interrupt that only one of them gets
+                signal.raise_signal(signal.SIGINT)
 
-    scaling.make_log = log_and_stop
-    command("short.toml", "stopped", "--shard")
+    log, pretrain.JSONLog = pretrain.JSONLog, LogAndStop
+    command("short.toml", "stopped", "--fsdp")
     result["stopped at"] = torch.load(folder + "/stopped/checkpoint.pt", weights_only=True)["step"]
     dist.barrier()
-    scaling.make_log = make_log
-    command("short.toml", "stopped", "--shard")
+    pretrain.JSONLog = log
+    command("short.toml", "stopped", "--fsdp")
 
     calls = []
     def interrupted(model, batch):
@@ -101,9 +124,10 @@ WORKER = """
             signal.raise_signal(signal.SIGINT)
         return lm_loss(model, batch)
 
-    wrapped = DistributedDataParallel(fresh())
-    history = fit(wrapped, work["steps"][0][rank][:1], loss_fn=interrupted, max_steps=40,
-                  progress=False, checkpoint=folder + "/c.pt")
+    wrapped, batches = DistributedDataParallel(fresh()), work["steps"][0][rank][:1]
+    history = fit(wrapped, batches, TrainConfig(max_steps=40),
+                  loss_fn=distributed_loss(interrupted),
+                  callbacks=[DistributedInterrupt(), DistributedCheckpoint(folder + "/c.pt")])
     result["stopped"] = [r["step"] for r in history.records][-1], history.interrupted
 
     wrapped = DistributedDataParallel(fresh())
@@ -111,7 +135,7 @@ WORKER = """
         loss, n = lm_loss(model, batch)
         return (loss * float("nan") if rank == 1 else loss), n
     try:
-        fit(wrapped, work["steps"][0][rank][:1], loss_fn=broken, max_steps=2, progress=False)
+        fit(wrapped, batches, TrainConfig(max_steps=2), loss_fn=distributed_loss(broken))
     except FloatingPointError as error:
         result["broken"] = str(error)
     torch.save(result, f"{folder}/result{rank}.pt")
@@ -177,8 +201,8 @@ def alone(folder: Path, optimizer=torch.optim.SGD, **changes) -> tuple[GPT, list
     model = GPT(GPTConfig(**work["shape"] | changes))
     model.load_state_dict(work["model"])
     moved = optimizer(model if optimizer is Muon else model.parameters(), lr=0.1)
-    return model, [train_step(model, [b for rank in step for b in rank], lm_loss, moved, lr=0.1,
-                              grad_clip=0.5) for step in work["steps"]]
+    return model, [train_step(model, [b for rank in step for b in rank], lm_loss, moved,
+                              max_grad_norm=0.5) for step in work["steps"]]
 
 
 @pytest.mark.parametrize(("name", "optimizer", "rel"), [("sgd", torch.optim.SGD, 1e-5),
@@ -187,9 +211,9 @@ def test_two_processes_train_to_the_loss_of_one(name, optimizer, rel, pair):
     """Unequal counts of targets on the two ranks, two batches a step; Muon is in bfloat16."""
     model, seen = alone(pair, optimizer)
     first, second = (result[name] for result in results(pair))
-    assert [s["targets"] for s in seen] == first["targets"] == second["targets"] == [33] * 4
-    for ours, key in (("train_loss", "losses"), ("grad_norm", "norms")):
-        assert first[key] == pytest.approx([s[ours] for s in seen], rel=rel)
+    assert [s["n_targets"] for s in seen] == first["n_targets"] == second["n_targets"] == [33] * 4
+    for key in ("train_loss", "grad_norm"):
+        assert first[key] == pytest.approx([s[key] for s in seen], rel=rel)
         assert first[key] == second[key]
     for part, weight in model.state_dict().items():
         if name == "sgd":
@@ -201,9 +225,9 @@ def test_two_processes_train_to_the_loss_of_one(name, optimizer, rel, pair):
 def test_a_sharded_model_trains_to_the_loss_of_one_process(tied, pair):
     model, seen = alone(pair, tie_word_embeddings=tied)
     first, second = (result[f"shard-{tied}"] for result in results(pair))
-    for ours, key in (("train_loss", "losses"), ("grad_norm", "norms"), ("targets", "targets")):
-        assert first[key] == pytest.approx([s[ours] for s in seen], rel=1e-5)
-        assert first[key] == second[key]
+    for name in ("train_loss", "grad_norm", "n_targets"):
+        assert first[name] == pytest.approx([s[name] for s in seen], rel=1e-5)
+        assert first[name] == second[name]
     assert first["tied"] == second["tied"] == tied
     assert first["all"] == model.n_params and first["held"] + second["held"] == model.n_params
     assert abs(first["held"] - second["held"]) < 0.1 * model.n_params
@@ -222,16 +246,31 @@ def test_a_sharded_run_saves_and_resumes_as_any_other(pair):
     model, tokenizer = load_pretrained(pair / "sharded" / "model")
     plain = GPT(model.config)                            # one process opens the checkpoint of two
     optimizer = configure_optimizer(plain, 0.1)
-    batches = ResumableLoader([[0]] * 100)
-    assert load_checkpoint(pair / "sharded" / "checkpoint.pt", plain, optimizer, batches,
-                           History()) == 40
+    state = TrainState(plain, optimizer, TrainConfig(max_steps=40), lm_loss, [], History(), 40,
+                       batches=ResumableLoader([[0]] * 100))
+    restore(state, read_checkpoint(pair / "sharded" / "checkpoint.pt", plain))
+    assert state.step == 40
     assert plain.lm_head.weight is plain.token_embedding.weight
     for name, weight in model.state_dict().items():      # in the folder they are float16
         torch.testing.assert_close(plain.state_dict()[name], weight, rtol=1e-3, atol=1e-6)
-    state = torch.load(pair / "copied" / "checkpoint.pt", weights_only=True)["optimizer"]["state"]
+    moments = torch.load(pair / "copied" / "checkpoint.pt", weights_only=True)["optimizer"]["state"]
     for i, kept in optimizer.state_dict()["state"].items():
         for name, value in kept.items():
-            torch.testing.assert_close(value, state[i][name], rtol=1e-2, atol=1e-4)
+            torch.testing.assert_close(value, moments[i][name], rtol=1e-2, atol=1e-4)
+
+
+def test_each_rank_draws_its_own_dropout_and_the_checkpoint_keeps_all(pair):
+    first, second = (result["draws"] for result in results(pair))
+    assert torch.equal(first["before"], second["before"])          # equal weights at the start
+    assert not torch.equal(first["mask"], second["mask"])
+    contents = torch.load(pair / "run" / "checkpoint.pt", weights_only=True)
+    states = [rank["cpu"] for rank in contents["rank_rng"]]
+    assert len(states) == 2 and not torch.equal(*states)
+
+
+def test_the_wait_for_the_first_process_outlasts_a_process_group(pair):
+    for result in results(pair):
+        assert result["waits"] and min(result["waits"]) > 24 * 3600
 
 
 def test_two_processes_stop_together_and_fail_together(pair):
@@ -243,7 +282,7 @@ def test_two_processes_stop_together_and_fail_together(pair):
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the processes in /proc")
 def test_two_killed_processes_resume_to_the_same_weights(pair):
     history = pd.read_csv(pair / "run" / "history.csv")
-    assert history["step"].iloc[-1] == 200 and history["tokens"].iloc[-1] == 25_600
+    assert history["step"].iloc[-1] == 200 and history["n_targets"].iloc[-1] == 25_600
     assert history["train_loss"].iloc[-1] < history["train_loss"].iloc[1] - 0.5
     what = ["-m", "helpers.pretrain", *command(pair, "killed")]
     what[what.index("--run")] = "--folder"              # see the test of torchrun's options

@@ -4,17 +4,17 @@ import copy
 
 import pytest
 import torch
+from fitting import train
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_corpus import TEXTS, Stopped, tiny
 from torch import nn
 from torch.nn import functional as F
 
-from fitting import train
 from helpers.gpt import GPT
 from helpers.optim import Muon, adamw_update, newton_schulz, wsd_lr
 from helpers.tokenizer import train_bpe
 from helpers.training import lm_loss, train_step
-from small_corpus import TEXTS, Stopped, tiny
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,8 @@ def test_muon_agrees_with_pytorchs(tied, tokenizer):
             assert F.cosine_similarity(*moves, dim=0) > 0.99
             assert moves[0].norm() == pytest.approx(moves[1].norm().item(), rel=0.02)
         for name in tables + rest:
-            torch.testing.assert_close(model.get_parameter(name), sample(name), rtol=1e-6, atol=1e-7)
+            torch.testing.assert_close(model.get_parameter(name), sample(name), rtol=1e-6,
+                                       atol=1e-7)
 
 
 @pytest.mark.parametrize("tied", [True, False])
