@@ -1,6 +1,6 @@
 """Measure training, generation and loading beside transformers, and print a table for each.
 
-    python tests/benchmarks/run.py                       # all, about ten minutes on two cores
+    python tests/benchmarks/run.py                       # all, at most ten minutes on two cores
     python tests/benchmarks/run.py training --shapes tiny --precisions bfloat16
     OMP_NUM_THREADS=1 python tests/benchmarks/run.py generation --shapes 124M
 
@@ -31,20 +31,19 @@ from torch.nn import functional as F
 from helpers.generation import generate
 from helpers.gpt import GPT, GPT2_CONFIGS, GPTConfig, flops_per_token
 from helpers.inference import optimize_for_inference
-from helpers.pretrained import load_pretrained, save_pretrained
+from helpers.pretrained import load_config, load_pretrained, save_pretrained
 from helpers.tokenizer import load_tokenizer
-from helpers.training import configure_optimizer, lm_loss, train_step
+from helpers.training import configure_optimizer, has_fast_bfloat16, lm_loss, train_step
 
-SHAPES = {
-    "tiny": GPTConfig(vocab_size=8192, context_length=256, n_embd=256, n_head=4, n_layer=6),
-    "124M": GPT2_CONFIGS["gpt2"],
-}
+ROOT = Path(__file__).resolve().parents[2]
+SHAPES = {"tiny": load_config(ROOT / "data" / "models" / "tiny" / "config.json"),
+          "124M": GPT2_CONFIGS["gpt2"]}
 BATCH = {"tiny": 8, "124M": 2}           # of 256 tokens
-T, PROMPT = 256, 10
+T, PROMPT, N_NEW = 256, 10, 50
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def best(run: Callable[[], object], seconds: float = 6.0, at_least: int = 3) -> float:
+def best(run: Callable[[], object], seconds: float = 4.0, at_least: int = 2) -> float:
     """The shortest time of one call, after one that does not count."""
     run()
     times: list[float] = []
@@ -70,14 +69,14 @@ def theirs(config: GPTConfig) -> nn.Module:
 # What a child process measures; each returns a dictionary
 
 
-def machine(precision: str) -> dict:
-    """Multiplications a second of large matrices, and bytes a second read, at their best."""
+def machine(precision: str, seconds: float = 3.0) -> dict:
+    """Operations a second of large matrix products, and bytes a second read, at their best."""
     dtype = DTYPES[precision]
     a, b = torch.randn(2, 2048, 2048).to(dtype)
-    flops = 2 * 2048**3 / best(lambda: a @ b, 3.0)
+    flops = 2 * 2048**3 / best(lambda: a @ b, seconds)
     weights = torch.randn(24, 768, 3072).to(dtype)           # more than the caches hold
     flat = weights.view(torch.float32).view(-1)
-    return {"flops": flops, "bytes": weights.nbytes / best(lambda: flat.sum(), 2.0)}
+    return {"flops": flops, "bytes": weights.nbytes / best(lambda: flat.sum(), seconds)}
 
 
 def training(who: str, shape: str, precision: str, compiled: bool) -> dict:
@@ -96,16 +95,16 @@ def training(who: str, shape: str, precision: str, compiled: bool) -> dict:
         return loss, batch[1].numel()
 
     loss = lm_loss if who == "ours" else their_loss
-    seconds = best(lambda: train_step(running, [batch], loss, optimizer, lr=1e-4,
-                                      precision=precision), 10.0)
+    seconds = best(lambda: train_step(running, [batch], loss, optimizer, precision=precision))
     flops = 3 * flops_per_token(replace(config, context_length=T))
-    return {"tokens_per_s": B * T / seconds, "flops": flops * B * T / seconds}
+    return {"tokens_per_s": B * T / seconds, "flops_per_s": flops * B * T / seconds}
 
 
-def generation(who: str, shape: str, precision: str, n_new: int, cached: bool) -> dict:
+def generation(who: str, shape: str, precision: str, n_new: int = N_NEW) -> dict:
     """New tokens a second after a prompt of ten, greedily, with weights of the precision.
 
-    "prepared" and "compiled" are ours after `optimize_for_inference`, without and with `compile`.
+    "prepared" and "compiled" are ours after `optimize_for_inference`, without and with `compile`;
+    "without cache" computes everything again for each token.
     """
     config = SHAPES[shape]
     torch.manual_seed(0)
@@ -114,19 +113,18 @@ def generation(who: str, shape: str, precision: str, n_new: int, cached: bool) -
         optimize_for_inference(model, compile=who == "compiled")
     prompt = torch.randint(0, config.vocab_size, (1, PROMPT))
 
-    def ours_writes() -> int:
-        return len(generate(model, prompt[0].tolist(), n_new, use_cache=cached))
+    def ours() -> int:
+        return len(generate(model, prompt[0].tolist(), n_new, use_cache=who != "without cache"))
 
-    def they_write() -> int:
+    def they() -> int:
         with torch.inference_mode():
             return model.generate(prompt, attention_mask=torch.ones_like(prompt),
-                                  max_new_tokens=n_new, min_new_tokens=n_new, do_sample=False,
-                                  use_cache=cached).shape[1]
+                                  max_new_tokens=n_new, min_new_tokens=n_new,
+                                  do_sample=False).shape[1]
 
-    write = they_write if who == "transformers" else ours_writes
-    start = time.perf_counter()
-    assert write() == PROMPT + n_new
-    seconds = best(write, 5.0) if cached else time.perf_counter() - start    # one is long enough
+    run = they if who == "transformers" else ours
+    assert run() == PROMPT + n_new                            # a compiled model compiles here
+    seconds = best(run)
     read = sum(p.nbytes for n, p in model.named_parameters() if "wpe" not in n
                and "position_embedding" not in n)             # each weight once for each token
     return {"tokens_per_s": n_new / seconds, "bytes_per_s": read * n_new / seconds}
@@ -164,16 +162,46 @@ MEASURES = {f.__name__: f for f in (machine, training, generation, loading)}
 def measure(what: str, *arguments: object) -> dict:
     """Run one measurement in a process of its own."""
     command = [sys.executable, __file__, "--child", json.dumps([what, *arguments])]
+    began = time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", check=False)
     if done.returncode:
         raise SystemExit(f"{what} {arguments} failed:\n{done.stderr[-2000:]}")
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    result = json.loads(done.stdout.strip().splitlines()[-1])
+    return result | {"wall": time.perf_counter() - began}
 
 
-def in_turns(what: str, rounds: int, key: str, *variants: tuple) -> list[dict]:
-    """The best round of each variant, the rounds taken in turns."""
-    results = [[measure(what, *variant) for variant in variants] for _ in range(rounds)]
-    return [max(column, key=lambda r: r[key]) for column in zip(*results, strict=True)]
+Group = tuple[str, list[tuple]]          # what to measure, and the variants that take turns
+
+
+def plan(options: argparse.Namespace, folder: str) -> list[Group]:
+    """All that is asked for; the first variant but one of each group is transformers."""
+    groups: list[Group] = [("machine", [(p,)]) for p in options.precisions]
+    each = [(shape, p) for shape in options.shapes for p in options.precisions]
+    if "training" in options.what:
+        groups += [("training", [("ours", s, p, False), ("transformers", s, p, False)]
+                    + ([("ours", s, p, True)] if options.compile else [])) for s, p in each]
+    if "generation" in options.what:
+        whos = ("ours", "transformers", "prepared", "compiled", "without cache")
+        groups += [("generation", [(who, s, p) for who in whos]) for s, p in each]
+    if "loading" in options.what:
+        groups.append(("loading", [("ours", folder), ("transformers", folder)]))
+    return groups
+
+
+def measure_all(groups: list[Group], rounds: int, minutes: float) -> dict[tuple, list[dict]]:
+    """All variants of all groups in turns; no round of a group begins that would be too late."""
+    began, found = time.perf_counter(), {}
+    for i in range(rounds):
+        for number, (what, variants) in enumerate(groups, start=1):
+            spent = (time.perf_counter() - began) / 60
+            before = sum(found[what, *v][-1]["wall"] for v in variants) / 60 if i else 0.0
+            if i and spent + before > minutes:
+                continue
+            print(f"{spent:4.1f} min  round {i + 1}, {number} of {len(groups)}: {what} "
+                  f"{' '.join(map(str, variants[0][1:3]))}", file=sys.stderr, flush=True)
+            for variant in variants:
+                found.setdefault((what, *variant), []).append(measure(what, *variant))
+    return found
 
 
 def show(title: str, header: list[str], rows: list[list[str]]) -> None:
@@ -184,14 +212,57 @@ def show(title: str, header: list[str], rows: list[list[str]]) -> None:
     sys.stdout.flush()
 
 
+def tables(groups: list[Group], found: dict[tuple, list[dict]]) -> None:
+    """Print what was found, the best round of each."""
+    def top(key: str, *variant: object) -> float:
+        return max(result[key] for result in found[variant])
+
+    def least(key: str, *variant: object) -> str:
+        return f"{min(result[key] for result in found[variant]):,.0f}"
+
+    precisions = [variants[0][0] for what, variants in groups if what == "machine"]
+    show("The machine", ["precision", "matrix products, GFLOP/s", "reading, GB/s"],
+         [[p, *(f"{top(key, 'machine', p) / 1e9:.0f}" for key in ("flops", "bytes"))]
+          for p in precisions])
+    rows: dict[str, list[list[str]]] = {"training": [], "generation": [], "loading": []}
+    for what, variants in groups:
+        for variant in variants if what in ("training", "generation") else ():
+            who, shape, p, *compiled = variant
+            speed = top("tokens_per_s", what, *variant)
+            ratio = speed / top("tokens_per_s", what, *variants[1])
+            key = "flops" if what == "training" else "bytes"
+            part = f"{top(f'{key}_per_s', what, *variant) / top(key, 'machine', p):.0%}"
+            rows[what].append([shape, p, who + (", compiled" if any(compiled) else ""),
+                               f"{speed:,.0f}" if speed > 100 else f"{speed:.1f}", f"{ratio:.2f}",
+                               part if who != "without cache" else "",
+                               least("peak_mib", what, *variant)])
+        for who, folder in variants if what == "loading" else ():
+            seconds = min(result["seconds"] for result in found[what, who, folder])
+            rows[what].append([who, f"{seconds:.2f}", least("grown_mib", what, who, folder)])
+    head = ["shape", "precision", "who", "tokens/s", "ratio to transformers"]
+    if rows["training"]:
+        show("Training", [*head, "fraction of the matrix products' rate", "peak MiB"],
+             rows["training"])
+    if rows["generation"]:
+        show(f"Generation of {N_NEW} tokens", [*head, "fraction of the reading rate", "peak MiB"],
+             rows["generation"])
+    if rows["loading"]:
+        show("Loading 124M in float32", ["who", "seconds", "memory grown, MiB"], rows["loading"])
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", nargs="*", metavar="WHAT",
                         help="training, generation, loading; all unless given")
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
-    parser.add_argument("--precisions", nargs="+", choices=DTYPES, default=list(DTYPES))
-    parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--compile", action="store_true", help="ours once more, compiled")
+    fast = has_fast_bfloat16(torch.device("cpu"))
+    parser.add_argument("--precisions", nargs="+", choices=DTYPES,
+                        default=["float32", "bfloat16"] if fast else ["float32"],
+                        help="unless given, bfloat16 only where the processor has instructions")
+    parser.add_argument("--rounds", type=int, default=2, help="of each measurement, at most")
+    parser.add_argument("--minutes", type=float, default=9.0,
+                        help="no second round begins that would end later")
+    parser.add_argument("--compile", action="store_true", help="train ours once more, compiled")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
@@ -203,60 +274,21 @@ def main() -> int:
     known = ["training", "generation", "loading"]
     if unknown := set(options.what) - set(known):
         parser.error(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(known)}")
-    wanted = options.what or known
+    options.what = options.what or known
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads of {os.cpu_count()} "
           f"cores, {torch.backends.cpu.get_cpu_capability()}")
-    rates = {p: measure("machine", p) for p in options.precisions}
-    show("The machine", ["precision", "matrix products, GFLOP/s", "reading, GB/s"],
-         [[p, f"{r['flops'] / 1e9:.0f}", f"{r['bytes'] / 1e9:.0f}"] for p, r in rates.items()])
-
-    if "training" in wanted:
-        rows = []
-        for shape in options.shapes:
-            for p in options.precisions:
-                variants = [("ours", shape, p, False), ("transformers", shape, p, False)]
-                if options.compile:
-                    variants.append(("ours", shape, p, True))
-                found = in_turns("training", options.rounds, "tokens_per_s", *variants)
-                for (who, _, _, compiled), r in zip(variants, found, strict=True):
-                    rows.append([shape, p, who + (", compiled" if compiled else ""),
-                                 f"{r['tokens_per_s']:,.0f}",
-                                 f"{r['tokens_per_s'] / found[1]['tokens_per_s']:.2f}",
-                                 f"{r['flops'] / rates[p]['flops']:.0%}", f"{r['peak_mib']:,.0f}"])
-        show("Training", ["shape", "precision", "who", "tokens/s", "ratio to transformers",
-                          "share of matmul rate", "peak MiB"], rows)
-
-    if "generation" in wanted:
-        rows = []
-        for shape in options.shapes:
-            for p in options.precisions:
-                for n_new in (50, 200):
-                    variants = [(who, shape, p, n_new, True) for who in
-                                ("ours", "transformers", "prepared", "compiled")]
-                    found = in_turns("generation", options.rounds, "tokens_per_s", *variants)
-                    variants += [("ours", shape, p, n_new, False)]
-                    found += in_turns("generation", 1, "tokens_per_s", variants[-1])
-                    for (who, *_, cached), r in zip(variants, found, strict=True):
-                        share = r["bytes_per_s"] / rates[p]["bytes"] if cached else None
-                        rows.append([shape, p, str(n_new), who, "yes" if cached else "no",
-                                     f"{r['tokens_per_s']:,.1f}",
-                                     f"{r['tokens_per_s'] / found[1]['tokens_per_s']:.2f}",
-                                     f"{share:.0%}" if cached else "", f"{r['peak_mib']:,.0f}"])
-        show("Generation", ["shape", "weights", "new tokens", "who", "cache", "tokens/s",
-                            "ratio to transformers' cached", "share of reading rate",
-                            "peak MiB"], rows)
-
-    if "loading" in wanted:
-        with tempfile.TemporaryDirectory() as folder:
+    began = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        if "loading" in options.what:
             torch.manual_seed(0)
-            config = replace(SHAPES["124M"], bos_token_id=8191, eos_token_id=8191)   # the tokenizer is small
-            save_pretrained(GPT(config), load_tokenizer("tiny"), Path(folder))
-            found = {who: [measure("loading", who, folder) for _ in range(options.rounds)]
-                     for who in ("ours", "transformers")}
-            size = (Path(folder) / "model.safetensors").stat().st_size / 2**20
-        show(f"Loading {size:,.0f} MiB of float32", ["who", "seconds", "memory grown, MiB"],
-             [[who, f"{min(r['seconds'] for r in rs):.2f}",
-               f"{min(r['grown_mib'] for r in rs):,.0f}"] for who, rs in found.items()])
+            tokenizer = load_tokenizer("tiny")          # smaller than the model's vocabulary
+            end = tokenizer.n_vocab - 1
+            save_pretrained(GPT(replace(SHAPES["124M"], bos_token_id=end, eos_token_id=end)),
+                            tokenizer, Path(folder))
+        groups = plan(options, folder)
+        found = measure_all(groups, options.rounds, options.minutes)
+    tables(groups, found)
+    print(f"\n{(time.perf_counter() - began) / 60:.1f} minutes")
     return 0
 
 
