@@ -28,7 +28,7 @@ def greedy(logits: Tensor) -> Tensor:
     return logits.argmax(dim=-1)
 
 
-# cell next-logits of notebooks/04_gpt.ipynb
+# cell next-token-logits of notebooks/04_gpt.ipynb
 @torch.inference_mode()
 def next_token_logits(model: GPT, tokens: Tensor, n_pad: Tensor | None,
                       kv_cache: list[KVCache] | None) -> Tensor:
@@ -85,7 +85,7 @@ def left_pad(prompts: Sequence[Sequence[int]], config: GPTConfig) -> tuple[Tenso
     return tokens, n_pad if min(lengths) < width else None
 
 
-# cell stream of notebooks/04_gpt.ipynb
+# cell generate-stream of notebooks/04_gpt.ipynb
 def generate_stream(model: GPT, prompts: Sequence[Sequence[int]], max_new_tokens: int,
                     sample: Callable[[Tensor], Tensor] = greedy, *,
                     eos_token_id: int | Sequence[int] | None = None,

@@ -76,7 +76,7 @@ class GPTConfig:
         return self.n_embd // self.n_head
 
 
-# cell gpt2-sizes of notebooks/04_gpt.ipynb
+# cell gpt2-configs of notebooks/04_gpt.ipynb
 GPT2_CONFIGS: dict[str, GPTConfig] = {
     name: GPTConfig(vocab_size=50257, context_length=1024, n_embd=n_embd, n_head=n_head,
                     n_layer=n_layer, dropout=0.1, bos_token_id=50256, eos_token_id=50256)
@@ -181,7 +181,7 @@ def init_weights(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
-# cell check-tokens of notebooks/04_gpt.ipynb
+# cell validate-token-ids of notebooks/04_gpt.ipynb
 def validate_token_ids(tokens: Tensor, vocab_size: int) -> None:
     """Refuse what is not a batch of token ids.
 
@@ -209,7 +209,7 @@ def validate_token_ids(tokens: Tensor, vocab_size: int) -> None:
                              "tokenizer of this model?")
 
 
-# cell check-room of notebooks/04_gpt.ipynb
+# cell check-context-length of notebooks/04_gpt.ipynb
 def check_context_length(config: GPTConfig, n_new: int, kv_cache: list[KVCache] | None) -> int:
     """Check that n_new more tokens fit the context; return how many the cache holds, 0 without one.
 
@@ -284,7 +284,7 @@ class GPT(nn.Module):
                 nn.init.normal_(weight, std=0.02 / (2 * config.n_layer) ** 0.5)
 
     def tie_weights(self) -> None:
-        """Let output layer and token embedding be one tensor, where the config says so."""
+        """Make output layer and token embedding one tensor, where the config says so."""
         if self.config.tie_word_embeddings:
             self.lm_head.weight = self.token_embedding.weight
 
@@ -306,7 +306,7 @@ class GPT(nn.Module):
         Args:
             tokens: integer ids (B, T); with a kv_cache, only those not yet in it.
             kv_cache: from `make_kv_cache`; grows by T.
-            n_pad: (B,), how many columns at the left of each row, cached ones included, are padding.
+            n_pad: (B,), how many columns at the left of each row are padding, cached ones included.
 
         Raises:
             TypeError, ValueError: see `validate_token_ids` and `check_context_length`.
