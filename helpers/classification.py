@@ -2,27 +2,29 @@
 
 Made from notebooks/06_spam_classification.ipynb by helpers.export.
 Edit the notebook, not this file.
+The same notebook makes helpers.baselines.
 """
 
+import hashlib
 import json
 import re
 from collections.abc import Iterable, Sequence
-from functools import partial
 from pathlib import Path
 
 import pandas as pd
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from tiktoken import Encoding
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from helpers.common import atomic_write
+from helpers.data import pad_sequences
 from helpers.gpt import GPT, GPTConfig, init_weights
-from helpers.pretrained import load_pretrained, save_pretrained
-from helpers.tokenizer import encode, eos_token_id
+from helpers.pretrained import hf_key_map, load_config, save_pretrained
+from helpers.tokenizer import encode, eos_token_id, load_tokenizer
 from helpers.training import eval_mode, to_device
 
 __all__ = [
@@ -34,13 +36,12 @@ __all__ = [
     "stratified_split",
     "encode_message",
     "SpamDataset",
-    "pad_batch",
     "collate_messages",
-    "message_dataloader",
     "GPTForSequenceClassification",
     "classification_loss",
     "confusion_matrix",
     "classification_metrics",
+    "predict_logits",
     "evaluate",
     "predict",
     "save_classifier",
@@ -49,7 +50,7 @@ __all__ = [
 
 
 # cell labels of notebooks/06_spam_classification.ipynb
-LABELS = ("ham", "spam")    # the place of a label is its number: ham 0, spam 1
+LABELS = ("ham", "spam")    # the position of a label is its class: ham 0, spam 1
 
 
 # cell read-messages of notebooks/06_spam_classification.ipynb
@@ -99,9 +100,9 @@ def read_messages(path: str | Path, labels: Sequence[str] = LABELS) -> pd.DataFr
     return pd.DataFrame(rows, columns=["label", "text"])
 
 
-# cell message-key of notebooks/06_spam_classification.ipynb
+# cell dedup-key of notebooks/06_spam_classification.ipynb
 def dedup_key(text: str) -> str:
-    """What two messages share that are the same but for case, digits, spaces and punctuation.
+    """What two messages have in common that differ in case, digits, spaces and punctuation only.
 
     A message without any letter is its own key.
 
@@ -113,9 +114,9 @@ def dedup_key(text: str) -> str:
     return " ".join(letters) or text.strip()
 
 
-# cell remove-repeats of notebooks/06_spam_classification.ipynb
+# cell drop-duplicates of notebooks/06_spam_classification.ipynb
 def drop_duplicates(frame: pd.DataFrame) -> pd.DataFrame:
-    """Keep the first of the messages that share a `dedup_key`; none of those with two labels.
+    """Keep the first of the messages that have one `dedup_key`; none of those with two labels.
 
     Where copies of one message carry different labels, one of them is wrong, and nobody knows
     which: all copies go.
@@ -130,9 +131,19 @@ def drop_duplicates(frame: pd.DataFrame) -> pd.DataFrame:
     return frame[~disputed & ~keys.duplicated()].reset_index(drop=True)
 
 
-# cell balance of notebooks/06_spam_classification.ipynb
+# cell hash-order of notebooks/06_spam_classification.ipynb
+def _hash_order(frame: pd.DataFrame, label: str, seed: int) -> list[int]:
+    """The rows of one label, ordered by a hash of the seed and the `dedup_key` of the text."""
+    def digest(row: int) -> str:
+        key = f"{seed} {dedup_key(frame['text'].iloc[row])}"
+        return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
+
+    return sorted((frame["label"] == label).to_numpy().nonzero()[0].tolist(), key=digest)
+
+
+# cell undersample of notebooks/06_spam_classification.ipynb
 def undersample(frame: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
-    """As many messages of each label as the rarest has, drawn at random, in their old order.
+    """As many messages of each label as the rarest has, chosen by hash, in their old order.
 
     Raises:
         ValueError: there are fewer than two labels.
@@ -142,26 +153,24 @@ def undersample(frame: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
         >>> undersample(frame)["label"].tolist()
         ['ham', 'spam']
     """
-    labels = frame["label"].to_numpy()
-    names = sorted(set(labels))
-    if len(names) < 2:
-        raise ValueError(f"To balance takes two labels or more, found {names}.")
-    n = min((labels == name).sum() for name in names)
-    generator = torch.Generator().manual_seed(seed)
-    kept = []
-    for name in names:
-        rows = (labels == name).nonzero()[0]
-        kept += rows[torch.randperm(len(rows), generator=generator)[:n].numpy()].tolist()
+    counts = frame["label"].value_counts()
+    if len(counts) < 2:
+        raise ValueError(f"Balancing needs two labels or more, found {sorted(counts.index)}.")
+    kept = [row for label in counts.index
+            for row in _hash_order(frame, label, seed)[:counts.min()]]
     return frame.iloc[sorted(kept)].reset_index(drop=True)
 
 
-# cell split of notebooks/06_spam_classification.ipynb
+# cell stratified-split of notebooks/06_spam_classification.ipynb
 def stratified_split(frame: pd.DataFrame, fractions: Sequence[float] = (0.7, 0.1, 0.2),
-          seed: int = 0) -> list[pd.DataFrame]:
-    """Draw parts at random, each with the same mixture of labels, and no message in two of them.
+                     seed: int = 0) -> list[pd.DataFrame]:
+    """Split a table into parts with equal fractions of each label, by a hash of the texts.
+
+    Which part a message gets depends on the messages and the seed alone: not on the order of the
+    rows, the machine, or a random number generator. Each part keeps the order of the table.
 
     Args:
-        fractions: the share of each part; they add up to 1.
+        fractions: of each part; they add up to 1.
 
     Raises:
         ValueError: fractions that do not add up, repeated messages, or a part that would get no
@@ -178,18 +187,15 @@ def stratified_split(frame: pd.DataFrame, fractions: Sequence[float] = (0.7, 0.1
     if repeats:
         raise ValueError(f"{repeats} messages repeat another and could land in two parts; "
                          "call drop_duplicates first.")
-    labels, ends = frame["label"].to_numpy(), torch.tensor(fractions).double().cumsum(0)
-    generator = torch.Generator().manual_seed(seed)
     parts: list[list[int]] = [[] for _ in fractions]
-    for name in sorted(set(labels)):
-        rows = (labels == name).nonzero()[0]
-        rows = rows[torch.randperm(len(rows), generator=generator).numpy()]
-        cuts = [0, *(ends * len(rows)).round().long().tolist()]
-        for part, start, stop in zip(parts, cuts, cuts[1:], strict=False):
+    for label in sorted(set(frame["label"])):
+        rows = _hash_order(frame, label, seed)
+        cuts = [round(sum(fractions[:i]) * len(rows)) for i in range(len(fractions) + 1)]
+        for part, start, stop in zip(parts, cuts[:-1], cuts[1:], strict=True):
             if start == stop:
-                raise ValueError(f"{len(rows)} messages labelled {name!r} are too few for parts of "
-                                 f"{tuple(fractions)}.")
-            part += rows[start:stop].tolist()
+                raise ValueError(f"{len(rows)} messages labelled {label!r} are too few for parts "
+                                 f"of {tuple(fractions)}.")
+            part += rows[start:stop]
     return [frame.iloc[sorted(part)].reset_index(drop=True) for part in parts]
 
 
@@ -218,11 +224,11 @@ class SpamDataset(Dataset):
         frame: a table with the columns `label` and `text`.
         tokenizer: that of the model.
         max_length: the most tokens of a message that are kept, usually the context_length.
-        labels: their names; the place of a name is its number.
+        labels: their names; the position of a name is its class.
 
     Attributes:
         truncated: how many messages were cut.
-        pad_token_id: the id that fills up the rows of a batch.
+        pad_token_id: the id for `collate_messages` to pad with.
 
     Raises:
         ValueError: no messages, a column missing, or a label that is not among `labels`.
@@ -258,66 +264,31 @@ class SpamDataset(Dataset):
         return self.items[index]
 
 
-# cell pad-batch of notebooks/06_spam_classification.ipynb
-def pad_batch(rows: Sequence[Tensor], pad_id: int) -> tuple[Tensor, Tensor]:
-    """One rectangle from rows of unequal length: ids (B, T), padded on the right, and lengths (B,).
-
-    Raises:
-        ValueError: no rows, or a row without a token.
-
-    Example:
-        >>> pad_batch([torch.tensor([5, 6]), torch.tensor([7])], pad_id=0)
-        (tensor([[5, 6],
-                [7, 0]]), tensor([2, 1]))
-    """
-    lengths = [len(row) for row in rows]
-    if not lengths or min(lengths) < 1:
-        what = f"row {lengths.index(0)} is empty" if lengths else "there are no rows"
-        raise ValueError(f"A batch needs at least one token in each row, but {what}.")
-    tokens = nn.utils.rnn.pad_sequence(list(rows), batch_first=True, padding_value=pad_id)  # (B, T)
-    return tokens, torch.tensor(lengths)
-
-
-# cell collate of notebooks/06_spam_classification.ipynb
-def collate_messages(items: Sequence[tuple[Tensor, int]], pad_id: int) -> tuple[Tensor, Tensor, Tensor]:
+# cell collate-messages of notebooks/06_spam_classification.ipynb
+def collate_messages(items: Sequence[tuple[Tensor, int]],
+                     pad_token_id: int) -> tuple[Tensor, Tensor, Tensor]:
     """Items of a `SpamDataset` as one batch: tokens (B, T), lengths (B,), labels (B,), all int64.
 
     Raises:
-        ValueError: see `pad_batch`.
+        ValueError: see `pad_sequences`.
 
     Example:
-        >>> collate_messages([(torch.tensor([5, 6]), 1), (torch.tensor([7]), 0)], pad_id=0)[2]
-        tensor([1, 0])
+        >>> items = [(torch.tensor([5, 6]), 1), (torch.tensor([7]), 0)]
+        >>> collate_messages(items, pad_token_id=0)
+        (tensor([[5, 6],
+                [7, 0]]), tensor([2, 1]), tensor([1, 0]))
     """
     rows, labels = zip(*items, strict=True) if items else ((), ())
-    return (*pad_batch(rows, pad_id), torch.tensor(labels))
-
-
-# cell message-loader of notebooks/06_spam_classification.ipynb
-def message_dataloader(data: SpamDataset, batch_size: int, *, shuffle: bool = False,
-                   seed: int = 0) -> DataLoader:
-    """A loader of batches `(tokens, lengths, labels)` of a `SpamDataset`.
-
-    Args:
-        seed: of the loader's own generator; the order depends on nothing else.
-
-    Example:
-        >>> tokens, lengths, labels = next(iter(message_dataloader(train, batch_size=8)))
-        >>> tokens.shape == (8, lengths.max())
-        True
-    """
-    return DataLoader(data, batch_size=batch_size, shuffle=shuffle, num_workers=0,
-                      collate_fn=partial(collate_messages, pad_id=data.pad_token_id),
-                      generator=torch.Generator().manual_seed(seed))
+    return (*pad_sequences(rows, pad_token_id), torch.tensor(labels))
 
 
 # cell classifier of notebooks/06_spam_classification.ipynb
 class GPTForSequenceClassification(nn.Module):
-    """A GPT that judges a whole text by the vector of its last real token.
+    """A GPT that classifies a text by the hidden state of its last real token.
 
     Args:
         gpt: the model to start from; it is not copied, and training changes it.
-        n_classes: how many verdicts there are.
+        n_classes: how many classes there are.
         trainable: "head" trains the new layer alone, "last" also the last block and the final
             norm, "all" everything.
         labels: the names of the classes; `LABELS` where there are two, else their numbers.
@@ -340,44 +311,48 @@ class GPTForSequenceClassification(nn.Module):
         if n_classes < 2 or len(set(labels)) != n_classes or len(labels) != n_classes:
             raise ValueError(f"{n_classes} classes with the labels {list(labels)}: expected two "
                              "classes or more, and a different label for each.")
-        weight = gpt.token_embedding.weight
         self.gpt, self.labels = gpt, tuple(labels)
-        self.head = nn.Linear(gpt.config.n_embd, n_classes).to(weight.device, weight.dtype)
+        self.head = nn.Linear(gpt.config.n_embd, n_classes, bias=False)
         init_weights(self.head)
+        self.head.to(gpt.token_embedding.weight)           # device and dtype of the model
         self.set_trainable(trainable)
 
     @property
     def config(self) -> GPTConfig:
-        """The shape of the GPT inside; `fit` writes it into checkpoints."""
+        """The hyperparameters of the GPT inside."""
         return self.gpt.config
 
     def set_trainable(self, which: str) -> None:
-        """Choose what trains: "head", "last" or "all"."""
+        """Choose which parameters train, "head", "last" or "all"; the others are frozen."""
         parts = {"head": [], "last": [self.gpt.blocks[-1], self.gpt.final_norm], "all": [self.gpt]}
         if which not in parts:
             raise ValueError(f'trainable must be "head", "last" or "all", not {which!r}.')
         self.gpt.requires_grad_(False)
-        for part in parts[which]:
+        for part in (self.head, *parts[which]):
             part.requires_grad_(True)
         if not self.config.tie_word_embeddings:
             self.gpt.lm_head.requires_grad_(False)          # the output layer takes no part
-        self.head.requires_grad_(True)
+
+    def pool(self, hidden: Tensor, lengths: Tensor) -> Tensor:
+        """One vector a row, (B, T, C) to (B, C): that of the last real token."""
+        index = (lengths - 1)[:, None, None].expand(-1, 1, hidden.shape[-1])     # (B, 1, C)
+        return hidden.gather(1, index)[:, 0]       # refuses index -1, which [] would take
 
     def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """Logits (B, n_classes) for ids (B, T), padded on the right, and true lengths (B,).
 
         Raises:
-            TypeError, ValueError: see `GPT.hidden_states`; also lengths that are not B numbers from 1 to
-                T (their range is looked at on the CPU only, where it makes no step wait).
+            TypeError, ValueError: see `GPT.hidden_states`; also lengths that are not B numbers
+                from 1 to T. (On a GPU, where a look at them would make each step wait, a wrong
+                number ends in an error of the device.)
         """
         B, T = tokens.shape
         if lengths.shape != (B,):
             raise ValueError(f"expected {B} lengths, one a row, got shape {tuple(lengths.shape)}")
         if lengths.device.type == "cpu" and (lengths.min() < 1 or lengths.max() > T):
             raise ValueError(f"lengths must be 1 to {T}, the batch's width, got {lengths.tolist()}")
-        hidden = self.gpt.hidden_states(tokens)                                     # (B, T, C)
-        last = hidden[torch.arange(B, device=tokens.device), lengths - 1]    # (B, C)
-        return self.head(last)                                               # (B, n_classes)
+        hidden = self.gpt.hidden_states(tokens)                              # (B, T, C)
+        return self.head(self.pool(hidden, lengths))                         # (B, n_classes)
 
 
 # cell classification-loss of notebooks/06_spam_classification.ipynb
@@ -403,10 +378,10 @@ def classification_loss(model: nn.Module,
 
 # cell confusion-matrix of notebooks/06_spam_classification.ipynb
 def confusion_matrix(labels: Tensor, predictions: Tensor, n_classes: int = 2) -> Tensor:
-    """How often each label (row) got each verdict (column): int64 (n_classes, n_classes).
+    """How often each label (row) got each prediction (column): int64 (n_classes, n_classes).
 
     Args:
-        labels, predictions: class numbers, int64 (N,) each.
+        labels, predictions: classes, int64 (N,) each.
 
     Raises:
         ValueError: unequal shapes, or a number that is no class.
@@ -427,9 +402,9 @@ def confusion_matrix(labels: Tensor, predictions: Tensor, n_classes: int = 2) ->
     return cells.bincount(minlength=n_classes**2).view(n_classes, n_classes)
 
 
-# cell scores of notebooks/06_spam_classification.ipynb
+# cell classification-metrics of notebooks/06_spam_classification.ipynb
 def classification_metrics(confusion: Tensor, positive: int = 1) -> dict[str, float]:
-    """Accuracy, and precision, recall and F1 of one class; a score of 0/0 counts as 0.
+    """Accuracy, and precision, recall and F1 of one class; a ratio of 0/0 counts as 0.
 
     Args:
         confusion: from `confusion_matrix`, (n_classes, n_classes).
@@ -442,19 +417,45 @@ def classification_metrics(confusion: Tensor, positive: int = 1) -> dict[str, fl
     def ratio(part: Tensor, whole: Tensor) -> float:
         return part.item() / whole.item() if whole else 0.0
 
-    hits = confusion[positive, positive]
-    called, there = confusion[:, positive].sum(), confusion[positive].sum()
-    return {"accuracy": ratio(confusion.trace(), confusion.sum()), "precision": ratio(hits, called),
-            "recall": ratio(hits, there), "f1": ratio(2 * hits, called + there)}
+    true_positive = confusion[positive, positive]
+    predicted, actual = confusion[:, positive].sum(), confusion[positive].sum()
+    return {"accuracy": ratio(confusion.trace(), confusion.sum()),
+            "precision": ratio(true_positive, predicted), "recall": ratio(true_positive, actual),
+            "f1": ratio(2 * true_positive, predicted + actual)}
+
+
+# cell predict-logits of notebooks/06_spam_classification.ipynb
+def predict_logits(model: nn.Module, loader: Iterable) -> tuple[Tensor, Tensor]:
+    """Logits (N, n_classes), float32, and labels (N,) of a loader, on the CPU, in its order.
+
+    The model is in eval mode meanwhile; its mode is restored.
+
+    Raises:
+        ValueError: the loader gave no batch.
+
+    Example:
+        >>> config = GPTConfig(vocab_size=9, context_length=4, n_embd=8, n_head=2, n_layer=1)
+        >>> batch = torch.tensor([[1, 2], [3, 0]]), torch.tensor([2, 1]), torch.tensor([0, 1])
+        >>> predict_logits(GPTForSequenceClassification(GPT(config)), [batch])[1]
+        tensor([0, 1])
+    """
+    device, logits, labels = next(model.parameters()).device, [], []
+    with eval_mode(model, loader):
+        for tokens, lengths, targets in loader:
+            logits.append(model(*to_device((tokens, lengths), device)).float().cpu())
+            labels.append(targets.cpu())
+    if not logits:
+        raise ValueError("There is nothing to predict: the loader is empty.")
+    return torch.cat(logits), torch.cat(labels)
 
 
 # cell evaluate of notebooks/06_spam_classification.ipynb
 def evaluate(model: nn.Module, loader: Iterable, positive: int = 1) -> dict:
-    """Judge every message of a loader, in eval mode; the mode is restored.
+    """Loss, metrics and confusion matrix of a classifier over a loader, in eval mode.
 
     Returns:
         loss (mean, in nats), accuracy, precision, recall and f1 of the class `positive`, all
-        floats, and confusion, int64 (n_classes, n_classes) on the CPU, a row for each true label.
+        floats, and confusion, int64 (n_classes, n_classes), a row for each true label.
 
     Raises:
         ValueError: the loader gave no batch.
@@ -465,28 +466,19 @@ def evaluate(model: nn.Module, loader: Iterable, positive: int = 1) -> dict:
         >>> sorted(evaluate(GPTForSequenceClassification(GPT(config)), [batch]))
         ['accuracy', 'confusion', 'f1', 'loss', 'precision', 'recall']
     """
-    device = next(model.parameters()).device
-    total, confusion = 0.0, None
-    with eval_mode(model):
-        for batch in loader:
-            tokens, lengths, labels = to_device(batch, device)
-            logits = model(tokens, lengths).float()                       # (B, n_classes)
-            total += F.cross_entropy(logits, labels, reduction="sum").item()
-            counts = confusion_matrix(labels.cpu(), logits.argmax(dim=-1).cpu(), logits.shape[-1])
-            confusion = counts if confusion is None else confusion + counts
-    if confusion is None:
-        raise ValueError("There is nothing to evaluate: the loader is empty.")
-    return {"loss": total / int(confusion.sum()), **classification_metrics(confusion, positive),
-            "confusion": confusion}
+    logits, labels = predict_logits(model, loader)                    # (N, n_classes), (N,)
+    confusion = confusion_matrix(labels, logits.argmax(dim=-1), logits.shape[-1])
+    return {"loss": F.cross_entropy(logits, labels).item(),
+            **classification_metrics(confusion, positive), "confusion": confusion}
 
 
-# cell classify of notebooks/06_spam_classification.ipynb
+# cell predict of notebooks/06_spam_classification.ipynb
 def predict(model: GPTForSequenceClassification, tokenizer: Encoding, texts: Sequence[str],
-             batch_size: int = 32) -> list[tuple[str, float]]:
-    """The verdict on each text: the likeliest label, and the probability the model gives it.
+            batch_size: int = 32) -> list[tuple[str, float]]:
+    """The most probable label of each text, and its probability.
 
-    Texts longer than the model's context are judged by their beginning. The model is in eval mode
-    meanwhile; its mode is restored.
+    Texts longer than the model's context are classified by their beginning. The model is in eval
+    mode meanwhile; its mode is restored.
 
     Raises:
         TypeError: `texts` is a single string, or holds something that is no string.
@@ -498,43 +490,76 @@ def predict(model: GPTForSequenceClassification, tokenizer: Encoding, texts: Seq
         True
     """
     if isinstance(texts, str):
-        raise TypeError("classify wants a list of texts; put a single text into a list.")
-    device, end = model.head.weight.device, eos_token_id(tokenizer)
+        raise TypeError("predict wants a list of texts; put a single text into a list.")
+    device, pad_token_id = model.head.weight.device, eos_token_id(tokenizer)
     rows = [encode_message(tokenizer, text, model.config.context_length) for text in texts]
     results = []
     with eval_mode(model):
         for start in range(0, len(rows), batch_size):
-            batch = to_device(pad_batch(rows[start:start + batch_size], end), device)
-            best = model(*batch).float().softmax(dim=-1).max(dim=-1)         # over (B, n_classes)
+            batch = pad_sequences(rows[start:start + batch_size], pad_token_id)
+            probs = model(*to_device(batch, device)).float().softmax(dim=-1)     # (B, n_classes)
+            best = probs.max(dim=-1)
             results += [(model.labels[i], p)
                         for i, p in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
     return results
 
 
 # cell save-classifier of notebooks/06_spam_classification.ipynb
-def save_classifier(model: GPTForSequenceClassification, tokenizer: Encoding, folder: str | Path) -> None:
-    """Write a model folder as `save_pretrained` does, and the head as classifier.safetensors.
+def save_classifier(model: GPTForSequenceClassification, tokenizer: Encoding,
+                    folder: str | Path) -> None:
+    """Write a folder that `load_classifier` opens, and `transformers`, with equal logits.
+
+    It is the folder of `GPT2ForSequenceClassification`: that of `save_pretrained`, with the head
+    in model.safetensors as `score.weight`, and the labels in config.json.
 
     Raises:
         ValueError: see `save_pretrained`.
-        OSError: the folder cannot be written; without its last file it does not pass as whole.
+        OSError: a file cannot be written; a file is replaced as a whole or not at all.
 
     Example:
         >>> save_classifier(model, tokenizer, "my-filter")  # doctest: +SKIP
     """
-    head_file = Path(folder) / "classifier.safetensors"
-    head_file.unlink(missing_ok=True)        # it would belong to the weights that are replaced
+    folder = Path(folder)
     save_pretrained(model.gpt, tokenizer, folder)
-    head = {name: tensor.detach().cpu().contiguous()
-            for name, tensor in model.head.state_dict().items()}
-    about = {"kind": "classifier", "labels": json.dumps(model.labels)}
-    with atomic_write(head_file) as temporary:
-        save_file(head, temporary, metadata=about)
+    mapped = load_file(folder / "model.safetensors")
+    weights = {name: tensor.clone() for name, tensor in mapped.items()}
+    del mapped                                  # lets go of the file, which is replaced
+    weights["score.weight"] = model.head.weight.detach().cpu().contiguous()
+    with atomic_write(folder / "model.safetensors") as temporary:
+        save_file(weights, temporary, metadata={"format": "pt"})
+    description = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    description |= {"architectures": ["GPT2ForSequenceClassification"],
+                    "id2label": dict(enumerate(model.labels)),
+                    "label2id": {label: i for i, label in enumerate(model.labels)},
+                    "pad_token_id": eos_token_id(tokenizer)}
+    with atomic_write(folder / "config.json") as temporary:
+        text = json.dumps(description, indent=1) + "\n"
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+# cell load-labels of notebooks/06_spam_classification.ipynb
+def _load_labels(path: Path) -> list[str]:
+    """The labels that a config.json of a classifier names, in the order of the classes."""
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no {path}: expected a folder of save_classifier.")
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        names = raw.get("id2label") if isinstance(raw, dict) else None
+    except ValueError as error:
+        raise ValueError(f"{path} is not a config.json: {error}") from None
+    if not isinstance(names, dict) or set(names) != {str(i) for i in range(len(names))}:
+        raise ValueError(f"{path} is not that of a classifier: id2label is {names!r}, expected a "
+                         "name for each class. load_pretrained opens a language model.")
+    return [names[str(i)] for i in range(len(names))]
 
 
 # cell load-classifier of notebooks/06_spam_classification.ipynb
-def load_classifier(folder: str | Path) -> tuple[GPTForSequenceClassification, Encoding]:
+def load_classifier(folder: str | Path,
+                    trainable: str = "all") -> tuple[GPTForSequenceClassification, Encoding]:
     """Open what `save_classifier` wrote: the classifier in eval mode on the CPU, its tokenizer.
+
+    Args:
+        trainable: what trains if it is trained further, see `GPTForSequenceClassification`.
 
     Raises:
         FileNotFoundError: no such folder, or a file of it is missing.
@@ -543,26 +568,24 @@ def load_classifier(folder: str | Path) -> tuple[GPTForSequenceClassification, E
     Example:
         >>> model, tokenizer = load_classifier("my-filter")  # doctest: +SKIP
     """
-    path = Path(folder) / "classifier.safetensors"
+    folder = Path(folder)
+    path, labels = folder / "model.safetensors", _load_labels(folder / "config.json")
+    config, tokenizer = load_config(folder / "config.json"), load_tokenizer(folder)
     if not path.is_file():
-        raise FileNotFoundError(f"{folder} has no classifier.safetensors: expected a folder that "
-                                "save_classifier wrote. load_pretrained opens one without it.")
+        raise FileNotFoundError(f"There is no {path}: the folder is not whole.")
     try:
-        with safe_open(path, framework="pt") as file:
-            about = file.metadata() or {}
-            head = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        found = {k.removeprefix("transformer."): v.float() for k, v in load_file(path).items()}
     except SafetensorError as error:
         raise ValueError(f"{path} is not a whole safetensors file: {error}.") from None
-    if about.get("kind") != "classifier" or "labels" not in about:
-        raise ValueError(f"{path} was not written by save_classifier: its header says {about}, "
-                         "expected kind 'classifier' and the names of the labels.")
-    labels = json.loads(about["labels"])
-    gpt, tokenizer = load_pretrained(folder)
-    n = len(labels)
-    expected = {"weight": (n, gpt.config.n_embd), "bias": (n,)}
-    found = {name: tuple(tensor.shape) for name, tensor in head.items()}
-    if found != expected:
-        raise ValueError(f"{path} does not fit its model: it holds {found}, expected {expected}.")
-    model = GPTForSequenceClassification(gpt, n, labels=labels)
-    model.head.load_state_dict(head)
+    state = {"head.weight": found.get("score.weight")}
+    for ours, (theirs, transposed) in hf_key_map(config).items():
+        tensor = found.get(theirs)
+        state[f"gpt.{ours}"] = tensor.t() if transposed and tensor is not None else tensor
+    if config.tie_word_embeddings:
+        state["gpt.lm_head.weight"] = state["gpt.token_embedding.weight"]
+    model = GPTForSequenceClassification(GPT(config), len(labels), trainable, labels)
+    try:
+        model.load_state_dict({name: t for name, t in state.items() if t is not None})
+    except RuntimeError as error:
+        raise ValueError(f"{path} does not fit its config.json: {error}") from None
     return model.eval(), tokenizer

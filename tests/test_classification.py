@@ -1,30 +1,50 @@
-"""Tests of helpers.classification: reading, splitting, batches, the classifier and its scores."""
+"""Tests of helpers.classification and helpers.baselines, the modules of chapter 6."""
 
 import json
 import math
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 
 import pandas as pd
 import pytest
 import torch
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
 from torch.nn import functional as F
 
-from helpers.classification import (LABELS, GPTForSequenceClassification, SpamDataset,
-                                    classification_loss, classification_metrics, collate_messages,
-                                    confusion_matrix, dedup_key, drop_duplicates, encode_message,
-                                    evaluate, load_classifier, message_dataloader, pad_batch,
-                                    predict, read_messages, save_classifier, stratified_split,
-                                    undersample)
-from helpers.gpt import GPT, GPTConfig
-from helpers.pretrained import load_pretrained, save_pretrained
-from helpers.training import evaluate_loss, fit
+from helpers.baselines import Tfidf, fit_logistic_regression
+from helpers.callbacks import Evaluate
+from helpers.classification import (
+    LABELS,
+    GPTForSequenceClassification,
+    SpamDataset,
+    classification_loss,
+    classification_metrics,
+    collate_messages,
+    confusion_matrix,
+    dedup_key,
+    drop_duplicates,
+    encode_message,
+    evaluate,
+    load_classifier,
+    predict,
+    predict_logits,
+    read_messages,
+    save_classifier,
+    stratified_split,
+    undersample,
+)
 from helpers.common import data_path
+from helpers.data import make_dataloader, pad_sequences
+from helpers.gpt import GPT, GPTConfig
+from helpers.pretrained import save_pretrained
 from helpers.tokenizer import END_OF_TEXT, encode, eos_token_id, train_bpe
+from helpers.training import TrainConfig, evaluate_loss, fit
 
 EIGHT = pd.DataFrame(
     [("ham", "See you at six"), ("spam", "You won a boat, reply now"), ("ham", "Is the cat in?"),
@@ -57,6 +77,12 @@ def model(gpt):
     with torch.no_grad():
         model.head.weight.mul_(20)                # logits of about 1: differences would be seen
     return model.eval()
+
+
+def loader_of(data, batch_size, **more):
+    """Batches of a SpamDataset in its order, unless `more` says otherwise."""
+    return make_dataloader(data, batch_size=batch_size, **{"shuffle": False, **more},
+                           collate_fn=partial(collate_messages, pad_token_id=data.pad_token_id))
 
 
 def write(tmp_path, data):
@@ -117,7 +143,7 @@ def test_the_shipped_messages_can_be_read():
     assert len(train) > len(test) > len(val) >= 20
 
 
-# Repeats, balance, split
+# Duplicates, undersampling, split
 
 
 @pytest.mark.parametrize(("a", "b", "same"), [
@@ -129,11 +155,11 @@ def test_the_shipped_messages_can_be_read():
     ("see you", "seeyou", False),
     ("привет, мир", "Привет мир 5", True),
 ])
-def test_message_key(a, b, same):
+def test_dedup_key(a, b, same):
     assert (dedup_key(a) == dedup_key(b)) == same
 
 
-def test_remove_repeats_keeps_the_first_and_drops_disputed_ones():
+def test_drop_duplicates_keeps_the_first_and_drops_disputed_ones():
     frame = pd.DataFrame([("ham", "Ok"), ("ham", "ok!"), ("spam", "Call 5"), ("ham", "call 6"),
                           ("spam", "Win"), ("spam", "WIN 7")], columns=["label", "text"])
     kept = drop_duplicates(frame)
@@ -150,39 +176,59 @@ def many(n_ham, n_spam):
                         columns=["label", "text"])
 
 
-def test_balance():
+def test_undersample():
     frame = many(30, 10)
     even = undersample(frame, seed=3)
     assert even["label"].value_counts().to_dict() == {"ham": 10, "spam": 10}
     assert not even["text"].duplicated().any() and set(even["text"]) <= set(frame["text"])
     assert even.equals(undersample(frame, seed=3)) and not even.equals(undersample(frame, seed=4))
-    torch.manual_seed(0)
-    before = torch.rand(1)
-    torch.manual_seed(0)
-    undersample(frame)
-    assert torch.rand(1) == before                           # a generator of its own
+    shuffled = undersample(frame.sample(frac=1, random_state=0), seed=3)
+    assert set(shuffled["text"]) == set(even["text"])        # the texts decide, not their order
     with pytest.raises(ValueError, match=r"two labels or more, found \['ham'\]"):
         undersample(many(3, 0))
 
 
 @settings(max_examples=30, deadline=None)
 @given(n_ham=st.integers(12, 60), n_spam=st.integers(12, 60), seed=st.integers(0, 5))
-def test_split_shares_out_every_message_once(n_ham, n_spam, seed):
+def test_split_gives_every_message_to_one_part(n_ham, n_spam, seed):
     frame = many(n_ham, n_spam)
     parts = stratified_split(frame, (0.7, 0.1, 0.2), seed)
     assert sorted(pd.concat(parts)["text"]) == sorted(frame["text"])
-    for part, share in zip(parts, (0.7, 0.1, 0.2), strict=True):
+    for part, fraction in zip(parts, (0.7, 0.1, 0.2), strict=True):
         for label, n in (("ham", n_ham), ("spam", n_spam)):
-            assert abs((part["label"] == label).sum() - share * n) <= 1
+            assert abs((part["label"] == label).sum() - fraction * n) <= 1
     keys = [set(part["text"].map(dedup_key)) for part in parts]
     assert not (keys[0] & keys[1] or keys[0] & keys[2] or keys[1] & keys[2])
 
 
-def test_split_depends_on_the_seed_alone():
+def test_split_depends_on_texts_and_seed_alone():
     frame = many(20, 20)
-    first, again, other = stratified_split(frame, seed=1), stratified_split(frame, seed=1), stratified_split(frame, seed=2)
-    assert all(a.equals(b) for a, b in zip(first, again, strict=True))
+    torch.manual_seed(0)
+    first = stratified_split(frame, seed=1)
+    torch.manual_seed(1)
+    shuffled = stratified_split(frame.sample(frac=1, random_state=0), seed=1)
+    other = stratified_split(frame, seed=2)
+    assert all(a.equals(b) for a, b in zip(first, stratified_split(frame, seed=1), strict=True))
+    assert all(set(a["text"]) == set(b["text"]) for a, b in zip(first, shuffled, strict=True))
     assert not all(a.equals(b) for a, b in zip(first, other, strict=True))
+
+
+def test_the_split_never_changes():
+    """Known answers: another hash, or another order of the parts, would mix training and test."""
+    train, val, test = stratified_split(many(10, 10))
+    assert val["text"].tolist() == ["ham g", "spam i"]
+    assert test["text"].tolist() == ["ham a", "ham f", "spam c", "spam g"]
+    assert len(train) == 14
+
+
+@settings(max_examples=20, deadline=None)
+@given(n_more=st.integers(1, 8), seed=st.integers(0, 5))
+def test_new_messages_move_few_others(n_more, seed):
+    """Each message that is added moves at most one other across each of the two borders."""
+    before = stratified_split(many(40, 40), seed=seed)
+    after = stratified_split(many(40 + n_more, 40), seed=seed)
+    moved = sum(len(set(a["text"]) - set(b["text"])) for a, b in zip(before, after, strict=True))
+    assert moved <= 2 * n_more
 
 
 def test_split_refuses_what_would_leak():
@@ -240,7 +286,7 @@ def test_dataset_refuses_bad_tables(tokenizer, frame, says):
 def test_collate_counts_end_tokens_of_the_text():
     rows = [9, 9, 9], [9], [3, 9, 4, 9, 9]
     items = [(torch.tensor(row), label) for row, label in zip(rows, (1, 0, 1), strict=True)]
-    tokens, lengths, labels = collate_messages(items, pad_id=9)
+    tokens, lengths, labels = collate_messages(items, pad_token_id=9)
     assert tokens.tolist() == [[9] * 5, [9] * 5, [3, 9, 4, 9, 9]]
     assert lengths.tolist() == [3, 1, 5] and labels.tolist() == [1, 0, 1]
     assert tokens.dtype == lengths.dtype == labels.dtype == torch.int64
@@ -248,19 +294,19 @@ def test_collate_counts_end_tokens_of_the_text():
 
 @pytest.mark.parametrize(("rows", "says"), [
     ([], "no rows"), ([torch.tensor([1]), torch.tensor([], dtype=torch.long)], "row 1 is empty")])
-def test_pad_batch_refuses_rows_without_a_token(rows, says):
+def test_collate_refuses_rows_without_a_token(rows, says):
     with pytest.raises(ValueError, match=says):
-        pad_batch(rows, 0)
+        pad_sequences(rows, 0)
     with pytest.raises(ValueError, match=says):
         collate_messages([(row, 0) for row in rows], 0)
 
 
 def test_loader_covers_everything_in_a_seeded_order(tokenizer):
     data = SpamDataset(EIGHT, tokenizer)
-    plain = torch.cat([labels for *_, labels in message_dataloader(data, 3)])
+    plain = torch.cat([labels for *_, labels in loader_of(data, 3)])
     assert plain.tolist() == [0, 1] * 4
     def order(seed):
-        loader = message_dataloader(data, 3, shuffle=True, seed=seed)
+        loader = loader_of(data, 3, shuffle=True, seed=seed)
         return torch.cat([lengths for _, lengths, _ in loader])
     torch.manual_seed(0)
     first = order(5)
@@ -280,7 +326,7 @@ def test_padding_changes_no_logit(gpt, data):
     model = GPTForSequenceClassification(gpt).eval()
     limit, ids = gpt.config.context_length, st.integers(0, gpt.config.vocab_size - 1)
     rows = data.draw(st.lists(st.lists(ids, min_size=1, max_size=limit), min_size=1, max_size=4))
-    tokens, lengths = pad_batch([torch.tensor(row) for row in rows], data.draw(ids))
+    tokens, lengths = pad_sequences([torch.tensor(row) for row in rows], data.draw(ids))
     extra = data.draw(st.integers(0, limit - tokens.shape[1]))
     with torch.no_grad():
         together = model(F.pad(tokens, (0, extra), value=data.draw(ids)), lengths)
@@ -292,7 +338,7 @@ def test_end_tokens_in_the_text_do_not_move_the_place_that_is_read(model, gpt):
     """The end token at every place of a row, and the same token as padding."""
     end = gpt.config.eos_token_id
     rows = [[end], [end, 5], [5, end], [end, end, end], [5, end, 6, end, 7], [5, end, 6, end, end]]
-    tokens, lengths = pad_batch([torch.tensor(row) for row in rows], end)
+    tokens, lengths = pad_sequences([torch.tensor(row) for row in rows], end)
     with torch.no_grad():
         logits = model(F.pad(tokens, (0, 7), value=end), lengths)
         for row, out in zip(rows, logits, strict=True):
@@ -303,7 +349,7 @@ def test_end_tokens_in_the_text_do_not_move_the_place_that_is_read(model, gpt):
 
 def test_reading_the_padding_would_be_seen(model):
     """The test above can fail: a wrong length gives clearly other logits."""
-    tokens, lengths = pad_batch([torch.tensor([5, 6, 7]), torch.tensor([8] * 12)], 0)
+    tokens, lengths = pad_sequences([torch.tensor([5, 6, 7]), torch.tensor([8] * 12)], 0)
     with torch.no_grad():
         right, wrong = model(tokens, lengths), model(tokens, torch.tensor([12, 12]))
     assert (right - wrong)[0].abs().max() > 1e-2 and torch.equal(right[1], wrong[1])
@@ -328,17 +374,18 @@ def test_too_long_and_foreign_ids_are_refused(model):
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("trainable", ["head", "last", "all"])
 def test_what_trains_is_what_was_asked_for(trainable, tied):
-    model = GPTForSequenceClassification(GPT(replace(CONFIG, tie_word_embeddings=tied)), trainable=trainable)
+    gpt = GPT(replace(CONFIG, tie_word_embeddings=tied))
+    model = GPTForSequenceClassification(gpt, trainable=trainable)
     moving = {name for name, p in model.named_parameters() if p.requires_grad}
     names = {name for name, _ in model.named_parameters()}
-    head = {"head.weight", "head.bias"}
+    head = {"head.weight"}
     last = {name for name in names if name.startswith(("gpt.blocks.1.", "gpt.final_norm."))}
     everything = names - {"gpt.lm_head.weight"}                 # its output layer has no use here
     assert moving == {"head": head, "last": head | last, "all": everything}[trainable]
     tokens, lengths = torch.tensor([[1, 2, 3]]), torch.tensor([2])
     before = deepcopy(model.state_dict())
     batch = (tokens, lengths, torch.tensor([1]))
-    fit(model, [batch], loss_fn=classification_loss, max_steps=1, lr=0.1, progress=False)
+    fit(model, [batch], TrainConfig(max_steps=1, lr=0.1), loss_fn=classification_loss)
     for name, p in model.named_parameters():
         assert torch.equal(p, before[name]) != (name in moving), name
 
@@ -346,7 +393,7 @@ def test_what_trains_is_what_was_asked_for(trainable, tied):
 def test_set_trainable_can_be_changed_and_refuses_nonsense(model):
     model.set_trainable("all")
     model.set_trainable("head")
-    assert sum(p.requires_grad for p in model.parameters()) == 2
+    assert [p.requires_grad for p in model.parameters()].count(True) == 1
     with pytest.raises(ValueError, match='"head", "last" or "all", not \'most\''):
         model.set_trainable("most")
 
@@ -355,6 +402,12 @@ def test_set_trainable_can_be_changed_and_refuses_nonsense(model):
 def test_bad_classes_are_refused(gpt, n, labels):
     with pytest.raises(ValueError, match="two classes or more"):
         GPTForSequenceClassification(gpt, n, labels=labels)
+
+
+def test_pooling_refuses_length_zero_on_every_device(model):
+    """Indexing with -1 would silently read the last column."""
+    with pytest.raises((IndexError, RuntimeError)):
+        model.pool(torch.zeros(2, 3, 4), torch.tensor([0, 1]))
 
 
 def test_names_of_the_classes(gpt):
@@ -368,19 +421,19 @@ def test_the_head_has_the_type_of_the_model(gpt):
     assert model(torch.tensor([[1, 2]]), torch.tensor([2])).dtype == torch.float64
 
 
-# Loss and scores
+# Loss and metrics
 
 
 def test_loss_is_a_sum_and_a_count(model, tokenizer):
     data = SpamDataset(EIGHT, tokenizer)
-    batch = next(iter(message_dataloader(data, 8)))
+    batch = next(iter(loader_of(data, 8)))
     with torch.no_grad():
         total, n = classification_loss(model, batch)
         logits = model(*batch[:2])
     by_hand = -sum(logits.log_softmax(-1)[i, label] for i, label in enumerate(batch[2].tolist()))
     torch.testing.assert_close(total, by_hand)
     assert n == 8 and isinstance(n, int)
-    thirds = evaluate_loss(model, message_dataloader(data, 3), classification_loss)     # 3, 3 and 2
+    thirds = evaluate_loss(model, loader_of(data, 3), classification_loss)     # 3, 3 and 2
     assert math.isclose(thirds, total.item() / 8, rel_tol=1e-5)
 
 
@@ -408,7 +461,7 @@ def test_confusion_matrix():
     ([[0, 0], [0, 4]], 1, (1.0, 1.0, 1.0, 1.0)),
     ([[2, 1, 0], [1, 3, 0], [1, 0, 2]], 2, (0.7, 1.0, 2 / 3, 0.8)),
 ])
-def test_scores_by_hand(confusion, positive, expected):
+def test_metrics_by_hand(confusion, positive, expected):
     found = classification_metrics(torch.tensor(confusion), positive)
     assert list(found) == ["accuracy", "precision", "recall", "f1"]
     assert list(found.values()) == pytest.approx(expected)
@@ -442,6 +495,15 @@ def test_evaluate_against_hand_computed_numbers(training):
     assert model.modes == [(False, False)] * 2 and model.training == training
 
 
+def test_predict_logits_keeps_the_order(model, tokenizer):
+    data = SpamDataset(EIGHT, tokenizer)
+    logits, labels = predict_logits(model, loader_of(data, 3))
+    assert labels.tolist() == [0, 1] * 4 and logits.shape == (8, 2)
+    whole, _ = predict_logits(model, loader_of(data, 8))
+    torch.testing.assert_close(logits, whole, atol=1e-5, rtol=1e-4)
+    assert not logits.requires_grad
+
+
 def test_evaluate_of_nothing_and_of_an_error(model):
     with pytest.raises(ValueError, match="loader is empty"):
         evaluate(model.train(), [])
@@ -458,20 +520,20 @@ def test_a_random_model_learns_eight_messages(tokenizer):
     torch.manual_seed(0)
     model = GPTForSequenceClassification(GPT(CONFIG), trainable="all")
     data = SpamDataset(EIGHT, tokenizer, CONFIG.context_length)
-    loader = message_dataloader(data, 3, shuffle=True)
-    def metrics(model):
-        return {"accuracy": evaluate(model, loader)["accuracy"]}
-    history = fit(model, loader, loss_fn=classification_loss, epochs=30, lr=3e-3, metrics=metrics,
-                  val_loader=message_dataloader(data, 8), progress=False)
+    loader = loader_of(data, 3, shuffle=True)
+    watch = Evaluate(loader_of(data, 8),
+                     metrics=lambda m: {"accuracy": evaluate(m, loader)["accuracy"]})
+    history = fit(model, loader, TrainConfig(epochs=30, lr=3e-3), loss_fn=classification_loss,
+                  callbacks=[watch])
     assert history.last("accuracy") == 1.0 and history.last("val_loss") < 0.05
-    assert history.records[1]["tokens"] == 3                 # a target for each message
+    assert history.records[1]["n_targets"] == 3              # a target for each message
     assert model.training
     found = predict(model, tokenizer, EIGHT["text"].tolist())
     assert [label for label, _ in found] == EIGHT["label"].tolist()
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_classify(model, tokenizer, training):
+def test_predict(model, tokenizer, training):
     model.train(training)
     texts = ["", "Pay now", "now " * 200, f"Free {END_OF_TEXT} boat", "Is the cat in?"]
     found = predict(model, tokenizer, texts, batch_size=2)
@@ -485,14 +547,16 @@ def test_classify(model, tokenizer, training):
     assert predict(model, tokenizer, []) == []
 
 
-def test_classify_uses_the_names_of_the_model(gpt, tokenizer):
+def test_predict_uses_the_names_of_the_model(gpt, tokenizer):
     model = GPTForSequenceClassification(gpt, 3, labels=["a", "b", "c"])
+    ids = encode_message(tokenizer, "now")[None]
     with torch.no_grad():
-        model.head.bias.copy_(torch.tensor([0.0, 0.0, 100.0]))
+        last = gpt.eval().hidden_states(ids)[0, -1]
+        model.head.weight.copy_(torch.stack([-last, -last, last]) * 100)
     assert predict(model, tokenizer, ["now"]) == [("c", pytest.approx(1.0))]
 
 
-def test_classify_refuses_what_is_no_list_of_texts(model, tokenizer):
+def test_predict_refuses_what_is_no_list_of_texts(model, tokenizer):
     with pytest.raises(TypeError, match="list of texts"):
         predict(model, tokenizer, "now")
     with pytest.raises(TypeError, match="str"):
@@ -502,50 +566,115 @@ def test_classify_refuses_what_is_no_list_of_texts(model, tokenizer):
     assert model.training
 
 
-def test_saved_and_loaded_is_the_same(model, tokenizer, tmp_path):
-    model = GPTForSequenceClassification(model.gpt, 3, labels=["ham", "späm", "?"]).eval()
+@pytest.mark.parametrize("tied", [True, False])
+def test_saved_and_loaded_is_the_same(gpt, tokenizer, tmp_path, tied):
+    gpt = GPT(replace(gpt.config, tie_word_embeddings=tied))
+    model = GPTForSequenceClassification(gpt, 3, labels=["ham", "späm", "?"]).eval()
     save_classifier(model, tokenizer, tmp_path / "new" / "filter")
     again, its_tokenizer = load_classifier(tmp_path / "new" / "filter")
-    assert again.labels == model.labels and not again.training
+    assert again.labels == model.labels and not again.training and again.config == model.config
     assert its_tokenizer.encode_ordinary("Pay now") == tokenizer.encode_ordinary("Pay now")
-    batch = pad_batch([torch.tensor([5, 6, 7]), torch.tensor([8])], 0)
+    batch = pad_sequences([torch.tensor([5, 6, 7]), torch.tensor([8])], 0)
     with torch.no_grad():
         assert torch.equal(again(*batch), model(*batch))
-    with safe_open(tmp_path / "new" / "filter" / "classifier.safetensors", "pt") as file:
-        assert json.loads(file.metadata()["labels"]) == ["ham", "späm", "?"]
-    assert load_pretrained(tmp_path / "new" / "filter")[0].config == model.config
+    assert (again.gpt.lm_head.weight is again.gpt.token_embedding.weight) == tied
     assert not list((tmp_path / "new" / "filter").glob("*.part"))
 
 
+@pytest.mark.parametrize("trainable", ["head", "last", "all"])
+def test_a_loaded_classifier_trains_what_is_asked_for(model, tokenizer, tmp_path, trainable):
+    """Nothing is frozen unless asked for: a model that was trained whole stays one."""
+    save_classifier(model, tokenizer, tmp_path)
+    asked = {} if trainable == "all" else {"trainable": trainable}
+    again, _ = load_classifier(tmp_path, **asked)
+    fresh = GPTForSequenceClassification(GPT(again.config), trainable=trainable)
+    assert ([p.requires_grad for p in again.parameters()]
+            == [p.requires_grad for p in fresh.parameters()])
+
+
+@pytest.mark.parametrize("n_classes", [2, 3])
+def test_transformers_opens_the_folder_with_equal_logits(gpt, tokenizer, tmp_path, n_classes):
+    model = GPTForSequenceClassification(deepcopy(gpt), n_classes).eval()
+    with torch.no_grad():
+        model.head.weight.normal_()
+    save_classifier(model, tokenizer, tmp_path)
+    theirs = transformers.GPT2ForSequenceClassification.from_pretrained(tmp_path).eval()
+    rows = [[5, 6, 7, 8], [9], [10, 11]]
+    tokens, lengths = pad_sequences(rows, gpt.config.eos_token_id)
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(tokens).logits, model(tokens, lengths),
+                                   atol=1e-4, rtol=1e-4)
+        for row in rows:
+            torch.testing.assert_close(theirs(torch.tensor([row])).logits[0],
+                                       model(torch.tensor([row]), torch.tensor([len(row)]))[0],
+                                       atol=1e-4, rtol=1e-4)
+    assert theirs.config.id2label == dict(enumerate(model.labels))
+
+
+def test_a_classifier_of_transformers_can_be_loaded(gpt, tokenizer, tmp_path):
+    """Their folder, their writer: their head, their labels, our tokenizer beside them."""
+    save_pretrained(gpt, tokenizer, tmp_path)
+    c = gpt.config
+    config = transformers.GPT2Config(
+        vocab_size=c.vocab_size, n_positions=c.context_length, n_embd=c.n_embd, n_head=c.n_head,
+        n_layer=c.n_layer, pad_token_id=c.eos_token_id, id2label={0: "a", 1: "b", 2: "c"},
+        label2id={"a": 0, "b": 1, "c": 2}, eos_token_id=c.eos_token_id, bos_token_id=None)
+    torch.manual_seed(3)
+    theirs = transformers.GPT2ForSequenceClassification(config).eval()
+    theirs.save_pretrained(tmp_path)
+    ours, _ = load_classifier(tmp_path)
+    assert ours.labels == ("a", "b", "c")
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(torch.tensor([[5, 6, 7]])).logits,
+                                   ours(torch.tensor([[5, 6, 7]]), torch.tensor([3])),
+                                   atol=1e-5, rtol=1e-4)
+
+
 def test_loading_refuses_what_was_not_saved_here(model, tokenizer, tmp_path):
-    with pytest.raises(FileNotFoundError, match="classifier.safetensors"):
+    with pytest.raises(FileNotFoundError, match="config.json"):
         load_classifier(tmp_path / "nowhere")
     save_pretrained(model.gpt, tokenizer, tmp_path)
-    with pytest.raises(FileNotFoundError, match="load_pretrained"):
+    with pytest.raises(ValueError, match="not that of a classifier.*load_pretrained"):
         load_classifier(tmp_path)
-    path = tmp_path / "classifier.safetensors"
+    save_classifier(model, tokenizer, tmp_path)
+    config, path = tmp_path / "config.json", tmp_path / "model.safetensors"
+    text = config.read_text(encoding="utf-8")
+    weights = {name: tensor.clone() for name, tensor in load_file(path).items()}
+    for names in ({"0": "ham", "2": "spam"}, ["ham", "spam"], "ham"):
+        config.write_text(json.dumps({**json.loads(text), "id2label": names}), encoding="utf-8")
+        with pytest.raises(ValueError, match="not that of a classifier"):
+            load_classifier(tmp_path)
+    config.write_text("[]", encoding="utf-8")
+    with pytest.raises(ValueError, match="not that of a classifier"):
+        load_classifier(tmp_path)
+    config.write_text("{", encoding="utf-8")
+    with pytest.raises(ValueError, match="not a config.json"):
+        load_classifier(tmp_path)
+    config.write_text(text, encoding="utf-8")
     path.write_bytes(b"not a safetensors file")
     with pytest.raises(ValueError, match="not a whole safetensors file"):
         load_classifier(tmp_path)
-    head = {name: tensor.clone() for name, tensor in model.head.state_dict().items()}
-    for metadata in (None, {"format": "pt"}, {"kind": "adapter", "labels": "[]"}):
-        save_file(head, path, metadata=metadata)
-        with pytest.raises(ValueError, match="not written by save_classifier"):
+    less = {name: tensor for name, tensor in weights.items() if name != "score.weight"}
+    wrong_norm = {**weights, "transformer.ln_f.weight": torch.zeros(5)}
+    for wrong, says in ((less, "head.weight"), (wrong_norm, "final_norm"),
+                        ({**weights, "score.weight": torch.zeros(3, 32)}, "head.weight")):
+        save_file(wrong, path)
+        with pytest.raises(ValueError, match=f"(?s)does not fit its config.json.*{says}"):
             load_classifier(tmp_path)
-    about = {"kind": "classifier", "labels": '["ham", "spam"]'}
-    for wrong in ({"weight": head["weight"]}, {**head, "more": torch.zeros(2)},
-                  {**head, "weight": torch.zeros(2, 5)}, {**head, "bias": torch.zeros(3)}):
-        save_file(wrong, path, metadata=about)
-        with pytest.raises(ValueError, match="does not fit its model"):
-            load_classifier(tmp_path)
-    save_file(head, path, metadata=about)
-    assert load_classifier(tmp_path)[0].labels == LABELS
-    (tmp_path / "model.safetensors").unlink()
+    path.unlink()
     with pytest.raises(FileNotFoundError, match="model.safetensors"):
         load_classifier(tmp_path)
 
 
-def test_a_failed_save_does_not_leave_an_old_head(model, tokenizer, tmp_path, monkeypatch):
+def test_a_truncated_file_is_refused(model, tokenizer, tmp_path):
+    save_classifier(model, tokenizer, tmp_path)
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="not a whole safetensors file"):
+        load_classifier(tmp_path)
+
+
+def test_a_failed_save_does_not_pass_for_a_classifier(model, tokenizer, tmp_path, monkeypatch):
     save_classifier(model, tokenizer, tmp_path)
 
     def full_disk(*args, **more):
@@ -554,5 +683,45 @@ def test_a_failed_save_does_not_leave_an_old_head(model, tokenizer, tmp_path, mo
     with pytest.raises(OSError, match="No space left"):
         save_classifier(model, tokenizer, tmp_path)
     assert not list(tmp_path.glob("*.part"))
-    with pytest.raises(FileNotFoundError, match="classifier.safetensors"):
+    with pytest.raises(ValueError, match="not that of a classifier"):
         load_classifier(tmp_path)
+
+
+# Baselines
+
+
+TEXTS = ["Free boat, FREE cat", "the cat in the boat", "Is the cat in?", "", "a b c £5",
+         "win win win"]
+
+
+def test_tfidf_equals_scikit_learn():
+    theirs = TfidfVectorizer()
+    expected = theirs.fit_transform(TEXTS).toarray()
+    ours = Tfidf(TEXTS)
+    assert list(ours.vocabulary) == theirs.get_feature_names_out().tolist()
+    torch.testing.assert_close(ours(TEXTS), torch.tensor(expected))
+    new = ["a new boat", "cat cat CAT in", "unknown"]
+    torch.testing.assert_close(ours(new), torch.tensor(theirs.transform(new).toarray()))
+
+
+@pytest.mark.parametrize("C", [0.3, 1.0, 30.0])
+def test_logistic_regression_equals_scikit_learn(C):
+    """On the shipped messages: the same probabilities, whatever the penalty."""
+    train, _, test = stratified_split(drop_duplicates(read_messages(data_path("sms.tsv"))))
+    train = train.iloc[::4]
+    tfidf = Tfidf(train["text"].tolist())
+    x, new = tfidf(train["text"].tolist()), tfidf(test["text"].tolist())
+    y = torch.tensor([LABELS.index(label) for label in train["label"]])
+    layer = fit_logistic_regression(x, y, C)
+    theirs = LogisticRegression(C=C, tol=1e-8, max_iter=2000).fit(x.numpy(), y.numpy())
+    expected = torch.tensor(theirs.predict_proba(new.numpy())[:, 1])
+    torch.testing.assert_close(layer(new)[:, 0].sigmoid(), expected, atol=1e-3, rtol=1e-3)
+    assert layer.weight.dtype == torch.float64
+
+
+def test_logistic_regression_keeps_the_dtype_and_learns():
+    x = torch.randn(200, 3, generator=torch.Generator().manual_seed(0))
+    y = (x @ torch.tensor([1.0, -2.0, 0.5]) > 0.3).long()
+    layer = fit_logistic_regression(x, y, C=100.0)
+    assert layer.weight.dtype == torch.float32
+    assert ((layer(x)[:, 0] > 0).long() == y).float().mean() > 0.97

@@ -48,7 +48,7 @@ MODULES = (
     ("checkpoint",),
     ("corpus", "optim", "distributed", "pretrain", "inference"),
 )
-AFTER_5 = (("classification",), ("instruction", "judge"))    # these know nothing of C and D
+AFTER_5 = (("classification", "baselines"), ("instruction", "judge"))    # these know nothing of C and D
 
 IGNORE_OUTPUT = "nbval-ignore-output"
 MAX_BYTES = 300_000

@@ -1,0 +1,90 @@
+"""6 · From the next token to a verdict.
+
+Made from notebooks/06_spam_classification.ipynb by helpers.export.
+Edit the notebook, not this file.
+The same notebook makes helpers.classification.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+__all__ = ["Tfidf", "fit_logistic_regression"]
+
+
+# cell tfidf of notebooks/06_spam_classification.ipynb
+class Tfidf:
+    """TF-IDF features of texts: fit on the training set, then a tensor (N, V) for any texts.
+
+    Words are runs of two or more word characters, in lower case. The features are those of
+    scikit-learn's TfidfVectorizer: counts times log((1 + n) / (1 + df)) + 1, rows of length 1.
+
+    Example:
+        >>> tfidf = Tfidf(["free boat", "free cat"])
+        >>> tfidf.vocabulary
+        {'boat': 0, 'cat': 1, 'free': 2}
+        >>> tfidf(["a free boat", "dog"]).round(decimals=2)
+        tensor([[0.8100, 0.0000, 0.5800],
+                [0.0000, 0.0000, 0.0000]], dtype=torch.float64)
+    """
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        df = Counter(word for text in texts for word in set(self.words(text)))
+        self.vocabulary = {word: i for i, word in enumerate(sorted(df))}
+        counts = torch.tensor([df[word] for word in self.vocabulary], dtype=torch.float64)
+        self.idf = ((1 + len(texts)) / (1 + counts)).log() + 1                        # (V,)
+
+    @staticmethod
+    def words(text: str) -> list[str]:
+        """The words of a text."""
+        return re.findall(r"\b\w\w+\b", text.lower())
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        """The features of texts, float64 (N, V); words that were not in the training set are 0."""
+        tf = torch.zeros(len(texts), len(self.vocabulary), dtype=torch.float64)       # (N, V)
+        for row, text in zip(tf, texts, strict=True):
+            for word in self.words(text):
+                if word in self.vocabulary:
+                    row[self.vocabulary[word]] += 1
+        return F.normalize(tf * self.idf, dim=-1)
+
+
+# cell logistic-regression of notebooks/06_spam_classification.ipynb
+def fit_logistic_regression(features: Tensor, labels: Tensor, C: float = 1.0) -> nn.Linear:
+    """Two-class logistic regression: a linear layer whose sigmoid is the probability of class 1.
+
+    Minimizes C times the summed cross-entropy plus half the squared norm of the weights, the bias
+    not counted, as scikit-learn's LogisticRegression does, to convergence.
+
+    Args:
+        features: (N, D), any float type.
+        labels: (N,), 0 or 1.
+
+    Example:
+        >>> layer = fit_logistic_regression(torch.tensor([[-1.0], [1.0]]), torch.tensor([0, 1]))
+        >>> (layer(torch.tensor([[2.0]])).sigmoid() > 0.5).item()
+        True
+    """
+    x, y = features.double(), labels.double()
+    weight = torch.zeros(x.shape[1], dtype=torch.float64, device=x.device, requires_grad=True)
+    bias = torch.zeros(1, dtype=torch.float64, device=x.device, requires_grad=True)
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=1000, tolerance_grad=1e-7,
+                                  line_search_fn="strong_wolfe")
+
+    def objective() -> Tensor:
+        optimizer.zero_grad()
+        loss = F.binary_cross_entropy_with_logits(x @ weight + bias, y, reduction="sum")
+        loss = C * loss + weight.square().sum() / 2
+        loss.backward()
+        return loss
+
+    optimizer.step(objective)
+    layer = nn.Linear(x.shape[1], 1).to(features)
+    with torch.no_grad():
+        layer.weight.copy_(weight[None])
+        layer.bias.copy_(bias)
+    return layer
