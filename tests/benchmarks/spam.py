@@ -1,0 +1,480 @@
+"""Spam classification over seeds: the comparisons that chapter 6 tabulates.
+
+    python tests/benchmarks/spam.py --out data/results/spam.csv
+
+Runs on the messages that ship with the series and, where LLM_DATA_DIR has it or it can be fetched,
+on the UCI collection; on CUDA where there is one (about a minute and a half on an H100 with eight
+workers), else on the CPU (hours; `--seeds 1 --epochs 1 --only baselines,seeds` is a quick look).
+
+The validation set chooses learning rate (at seed 0) and epoch (for each run); the test set is
+predicted once for each run, with the parameters of the chosen epoch. A row has all settings, the
+scores, and in `wrong` the rows of the test set that were classified wrongly, for paired tests.
+
+Experiments: baselines; grid and seeds (which parameters to train); curve (labels needed, pretrained
+and random start); pooling; imbalance (UCI at its own prevalence); duplicates (the split of a
+collection whose repeated messages were kept).
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import csv
+import functools
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from helpers.baselines import (  # noqa: E402
+    Tfidf,
+    best_threshold,
+    fit_logistic_regression,
+    spam_words,
+)
+from helpers.classification import (  # noqa: E402
+    LABELS,
+    GPTForSequenceClassification,
+    SpamDataset,
+    classification_loss,
+    classification_metrics,
+    collate_messages,
+    confusion_matrix,
+    dedup_key,
+    drop_duplicates,
+    predict_logits,
+    read_messages,
+    stratified_split,
+    undersample,
+)
+from helpers.common import data_path, get_device  # noqa: E402
+from helpers.data import make_dataloader  # noqa: E402
+from helpers.download import DownloadError, fetch  # noqa: E402
+from helpers.gpt import GPT  # noqa: E402
+from helpers.pretrained import load_pretrained  # noqa: E402
+from helpers.training import Callback, TrainConfig, TrainState, eval_mode, fit  # noqa: E402
+
+try:
+    from helpers.lora import apply_lora
+except ImportError:                                  # appendix B is not there
+    apply_lora = None
+
+FIELDS = ("experiment", "collection", "method", "pooling", "n_train", "seed", "lr", "C",
+          "batch_size", "max_epochs", "epoch", "trained_params", "val_loss", "val_accuracy",
+          "n_test", "accuracy", "precision", "recall", "f1", "test_loss", "cross_accuracy",
+          "n_repeats", "accuracy_on_repeats", "accuracy_on_others", "seconds", "device", "wrong")
+GRID = {"all": (1e-4, 3e-4, 1e-3), "last": (3e-4, 1e-3, 3e-3), "lora": (1e-3, 3e-3, 1e-2),
+        "random": (3e-4, 1e-3, 3e-3)}
+SCORES = {"accuracy", "precision", "recall", "f1", "test_loss", "cross_accuracy", "wrong"}
+SHOWN = ("experiment", "collection", "method", "pooling", "n_train", "seed", "lr", "epoch",
+         "val_accuracy", "accuracy")
+PENALTIES = (0.01, 0.1, 1.0, 10.0, 100.0)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One training run."""
+
+    experiment: str
+    collection: str
+    method: str                      # "all", "last", "lora", "random", or "baselines"
+    lr: float = 0.0
+    seed: int = 0
+    n_train: int | None = None       # None: the whole training set
+    pooling: str = "last token"
+    batch_size: int = 32
+    max_epochs: int = 6
+    weighted: bool = False           # a loss with class weights
+
+
+# ---------------------------------------------------------------------------------------------
+# Data
+
+
+def load_messages(collection: str) -> pd.DataFrame:
+    """All messages of a collection, repeats included."""
+    return read_messages(fetch("sms-spam") if collection.startswith("uci")
+                         else data_path("sms.tsv"))
+
+
+@functools.cache
+def load_split(collection: str) -> tuple[pd.DataFrame, ...]:
+    """Training, validation and test set: "sample", "uci" (undersampled), "uci natural"."""
+    frame = drop_duplicates(load_messages(collection))
+    return tuple(stratified_split(frame if collection == "uci natural" else undersample(frame)))
+
+
+def split_with_repeats(collection: str, seed: int) -> tuple[pd.DataFrame, ...]:
+    """The split of the undersampled collection at random, with nothing removed before."""
+    frame = load_messages(collection)
+    spam = frame[frame["label"] == "spam"]
+    ham = frame[frame["label"] == "ham"].sample(len(spam), random_state=seed)
+    frame = pd.concat([ham, spam]).sample(frac=1, random_state=seed).reset_index(drop=True)
+    n, m = int(len(frame) * 0.7), int(len(frame) * 0.8)
+    return tuple(part.reset_index(drop=True) for part in (frame[:n], frame[n:m], frame[m:]))
+
+
+def first(frame: pd.DataFrame, n: int | None, seed: int) -> pd.DataFrame:
+    """A subset of about n messages with the labels in proportion, another for each seed."""
+    if n is None or n >= len(frame):
+        return frame
+    return stratified_split(frame, (n / len(frame), 1 - n / len(frame)), seed)[0]
+
+
+def label_tensor(frame: pd.DataFrame) -> Tensor:
+    return torch.tensor([LABELS.index(label) for label in frame["label"]])
+
+
+# ---------------------------------------------------------------------------------------------
+# Scores
+
+
+def scores(logits: Tensor, labels: Tensor) -> dict:
+    """The test columns, from logits (N, 2) and labels (N,) on the CPU."""
+    predictions = logits.argmax(dim=-1)
+    wrong = (predictions != labels).nonzero()[:, 0].tolist()
+    return {**classification_metrics(confusion_matrix(labels, predictions)), "n_test": len(labels),
+            "test_loss": F.cross_entropy(logits, labels).item(), "wrong": " ".join(map(str, wrong))}
+
+
+def two_logits(score: Tensor) -> Tensor:
+    """Logits (N, 2) of which class 1 wins where the score (N,) is positive."""
+    return torch.stack([torch.zeros_like(score), score], dim=-1).float()
+
+
+# ---------------------------------------------------------------------------------------------
+# Baselines: each gives a function from texts to scores, positive for spam
+
+
+def length_rule(train: pd.DataFrame, val: pd.DataFrame) -> tuple[Callable, dict]:
+    lengths = torch.tensor([float(len(text)) for text in train["text"]])
+    cut = best_threshold(lengths, label_tensor(train))
+    return lambda texts: torch.tensor([1.0 if len(t) >= cut else -1.0 for t in texts]), {}
+
+
+def keyword_rule(train: pd.DataFrame, val: pd.DataFrame) -> tuple[Callable, dict]:
+    """Spam if one of n words occurs; n is chosen on the validation set."""
+    labels = label_tensor(train).tolist()
+
+    def rule(n: int) -> Callable:
+        words = set(spam_words(train["text"].tolist(), labels, n))
+        return lambda texts: torch.tensor([1.0 if words & set(Tfidf.words(t)) else -1.0
+                                           for t in texts])
+
+    def right(n: int) -> int:
+        return int(((rule(n)(val["text"]) > 0) == label_tensor(val).bool()).sum())
+
+    return rule(max((10, 20, 50, 100, 200), key=right)), {}
+
+
+def linear_rule(features: Callable[[Iterable[str]], Tensor], train: pd.DataFrame,
+                val: pd.DataFrame, device: str) -> tuple[Callable, dict]:
+    """Logistic regression on features of the texts; C is chosen on the validation set."""
+    x, y, y_val = features(train["text"]).to(device), label_tensor(train), label_tensor(val)
+    layers = {C: fit_logistic_regression(x, y.to(device), C).cpu() for C in PENALTIES}
+    x_val = features(val["text"])
+
+    @torch.no_grad()
+    def loss(C: float) -> float:
+        return F.cross_entropy(two_logits(layers[C](x_val)[:, 0]), y_val).item()
+
+    best = min(PENALTIES, key=loss)
+    return (lambda texts: layers[best](features(texts))[:, 0].detach()), {
+        "C": best, "val_loss": loss(best), "trained_params": x.shape[1] + 1}
+
+
+def hidden_features(base: GPT, tokenizer) -> Callable[[Iterable[str]], Tensor]:
+    """Texts to the frozen model's hidden state of the last real token, float64, standardized."""
+    model, statistics = GPTForSequenceClassification(base), []
+    model.head = nn.Identity()
+
+    def features(texts: Iterable[str]) -> Tensor:
+        frame = pd.DataFrame({"label": LABELS[0], "text": list(texts)})
+        loader = make_loader(frame, tokenizer, model.config.context_length, 256)
+        x = predict_logits(model, loader)[0]
+        if not statistics:                         # those of the training set, which comes first
+            statistics.extend((x.mean(dim=0), x.std(dim=0)))
+        return ((x - statistics[0]) / statistics[1]).double()
+
+    return features
+
+
+def run_baselines(task: Task, base: GPT, tokenizer, device: str,
+                  others: tuple[str, ...]) -> list[dict]:
+    """A row for each baseline."""
+    train, val, test = load_split(task.collection)
+    train = first(train, task.n_train, task.seed)
+    rules = {
+        "majority": lambda: (lambda texts: -torch.ones(len(texts)), {}),
+        "length": lambda: length_rule(train, val),
+        "keywords": lambda: keyword_rule(train, val),
+        "tfidf": lambda: linear_rule(Tfidf(train["text"].tolist()), train, val, device),
+        "features": lambda: linear_rule(hidden_features(base, tokenizer), train, val, device),
+    }
+    rows = []
+    for method, make in rules.items():
+        began = time.perf_counter()
+        rule, more = make()
+        row = {"experiment": task.experiment, "collection": task.collection, "method": method,
+               "n_train": len(train), "seed": task.seed, "device": device,
+               "seconds": time.perf_counter() - began, **more}
+        row |= scores(two_logits(rule(test["text"])), label_tensor(test))
+        row["val_accuracy"] = scores(two_logits(rule(val["text"])), label_tensor(val))["accuracy"]
+        for other in others:
+            frame = load_split(other)[2]
+            cross = scores(two_logits(rule(frame["text"])), label_tensor(frame))
+            row["cross_accuracy"] = cross["accuracy"]
+        rows.append(row)
+    return rows
+
+
+# ---------------------------------------------------------------------------------------------
+# Trained classifiers
+
+
+class LastColumn(GPTForSequenceClassification):
+    """Reads the last column of the batch, padding or not: the mistake of the chapter."""
+
+    def pool(self, hidden: Tensor, lengths: Tensor) -> Tensor:
+        return hidden[:, -1]
+
+
+class MeanPooling(GPTForSequenceClassification):
+    """Reads the mean of the hidden states of the real tokens."""
+
+    def pool(self, hidden: Tensor, lengths: Tensor) -> Tensor:
+        real = torch.arange(hidden.shape[1], device=hidden.device) < lengths[:, None]    # (B, T)
+        return (hidden * real[..., None]).sum(dim=1) / lengths[:, None]
+
+
+POOLING = {"last token": GPTForSequenceClassification, "last column": LastColumn,
+           "mean": MeanPooling}
+
+
+def make_loader(frame: pd.DataFrame, tokenizer, context_length: int, batch_size: int, *,
+                shuffle: bool = False, seed: int = 0) -> Iterable:
+    data = SpamDataset(frame, tokenizer, context_length)
+    return make_dataloader(data, batch_size=batch_size, shuffle=shuffle, seed=seed,
+                           collate_fn=functools.partial(collate_messages,
+                                                        pad_token_id=data.pad_token_id))
+
+
+def build(task: Task, base: GPT, device: torch.device) -> GPTForSequenceClassification:
+    """The classifier before training."""
+    torch.manual_seed(task.seed)
+    gpt = GPT(base.config) if task.method == "random" else copy.deepcopy(base)
+    trainable = {"lora": "head", "random": "all"}.get(task.method, task.method)
+    model = POOLING[task.pooling](gpt.to(device), trainable=trainable)
+    if task.method == "lora":
+        apply_lora(model, r=8, alpha=16.0, modules_to_save=("head",))
+    return model.to(device)
+
+
+class KeepBest(Callback):
+    """Validate after each epoch; end with the parameters of the lowest validation loss."""
+
+    def __init__(self, val_loader: Iterable, every: int) -> None:
+        self.val_loader, self.every, self.best = val_loader, every, (float("inf"), 0, 0.0, {})
+
+    def on_step_end(self, state: TrainState) -> None:
+        if state.step % self.every and state.step != state.total_steps:
+            return
+        with eval_mode(state.model):
+            logits, labels = predict_logits(state.model, self.val_loader)
+        loss = F.cross_entropy(logits, labels).item()
+        if loss < self.best[0]:
+            accuracy = (logits.argmax(dim=-1) == labels).float().mean().item()
+            kept = {name: p.detach().clone() for name, p in state.model.named_parameters()
+                    if p.requires_grad}
+            self.best = (loss, -(-state.step // self.every), accuracy, kept)
+
+    def on_train_end(self, state: TrainState) -> None:
+        state.model.load_state_dict(self.best[3], strict=False)
+
+
+def weighted_loss(weights: Tensor) -> Callable:
+    """`classification_loss` with a weight for each class."""
+    def loss(model: nn.Module, batch: tuple) -> tuple[Tensor, int]:
+        tokens, lengths, labels = batch
+        total = F.cross_entropy(model(tokens, lengths).float(), labels, weights.to(labels.device),
+                                reduction="sum")
+        return total, len(labels)
+    return loss
+
+
+@functools.lru_cache(maxsize=1)
+def load_base(name: str, device: str) -> tuple[GPT, object]:
+    torch.set_num_threads(1 if device != "cpu" else torch.get_num_threads())
+    base, tokenizer = load_pretrained(name)
+    return base.to(device), tokenizer
+
+
+def run_task(task: Task, base_name: str, device_name: str, others: tuple[str, ...]) -> list[dict]:
+    """Train and test one classifier, or all baselines; returns the rows."""
+    device = torch.device(device_name)
+    base, tokenizer = load_base(base_name, device_name)
+    if task.method == "baselines":
+        return run_baselines(task, base, tokenizer, device_name, others)
+    T = base.config.context_length
+    repeats = None
+    if task.experiment == "duplicates":
+        train, val, test = split_with_repeats(task.collection, task.seed)
+        seen = set(train["text"].map(dedup_key))
+        repeats = torch.tensor([dedup_key(text) in seen for text in test["text"]])
+    else:
+        train, val, test = load_split(task.collection)
+    if task.experiment == "imbalance" and task.n_train:            # "undersampled"
+        train = undersample(train, task.seed)
+    else:
+        train = first(train, task.n_train, task.seed)
+    loader = make_loader(train, tokenizer, T, task.batch_size, shuffle=True, seed=task.seed)
+    model = build(task, base, device)
+    loss_fn = classification_loss
+    if task.weighted:
+        counts = label_tensor(train).bincount().float()
+        loss_fn = weighted_loss(len(train) / (2 * counts))
+    began = time.perf_counter()
+    keep = KeepBest(make_loader(val, tokenizer, T, 256), every=len(loader))
+    fit(model, loader, TrainConfig(epochs=task.max_epochs, lr=task.lr), loss_fn=loss_fn,
+        callbacks=[keep])
+    seconds = time.perf_counter() - began
+    logits, labels = predict_logits(model, make_loader(test, tokenizer, T, 256))
+    row = {"experiment": task.experiment, "collection": task.collection,
+           "method": task.method + " weighted" * task.weighted, "pooling": task.pooling,
+           "n_train": len(train), "seed": task.seed, "lr": task.lr, "batch_size": task.batch_size,
+           "max_epochs": task.max_epochs, "epoch": keep.best[1],
+           "trained_params": sum(p.numel() for p in model.parameters() if p.requires_grad),
+           "val_loss": keep.best[0], "val_accuracy": keep.best[2], "seconds": seconds,
+           "device": torch.cuda.get_device_name() if device.type == "cuda" else str(device),
+           **scores(logits, labels)}
+    if repeats is not None:
+        right = logits.argmax(dim=-1) == labels
+        row |= {"n_repeats": int(repeats.sum()),
+                "accuracy_on_repeats": right[repeats].float().mean().item(),
+                "accuracy_on_others": right[~repeats].float().mean().item()}
+    for other in others if task.experiment == "seeds" else ():
+        other_logits, other_labels = predict_logits(
+            model, make_loader(load_split(other)[2], tokenizer, T, 256))
+        row["cross_accuracy"] = scores(other_logits, other_labels)["accuracy"]
+    return [row]
+
+
+# ---------------------------------------------------------------------------------------------
+# What to run
+
+
+def later_tasks(rates: dict[tuple[str, str], float], seeds: range, epochs: int,
+                only: set[str]) -> list[Task]:
+    """The runs after the grid, the most wanted first, with the learning rates it found."""
+    tasks = []
+    collections = sorted({collection for collection, _ in rates})
+    methods = [m for m in GRID if any(key[1] == m for key in rates)]
+    for c in collections:
+        tasks += [Task("seeds", c, m, rates[c, m], seed, max_epochs=epochs)
+                  for m in methods for seed in seeds]
+    for c in collections:
+        tasks.append(Task("baselines", c, "baselines"))
+        for n, most in ((50, 20), (200, 10), (1000, epochs)):
+            if n < len(load_split(c)[0]):
+                tasks += [Task("curve", c, m, rates.get((c, m), 0.0), seed, n,
+                               max_epochs=min(most, 4 * epochs))
+                          for m in ("all", "random", "baselines") for seed in seeds]
+    for c in collections:
+        tasks += [Task("pooling", c, "last", rates[c, "last"], seed, pooling=pooling,
+                       max_epochs=epochs)
+                  for pooling in ("last column", "mean") for seed in seeds]
+    if "uci" in collections:
+        lr = rates["uci", "last"]
+        for seed in seeds:
+            few = max(1, epochs // 2)
+            tasks += [Task("duplicates", "uci", "last", lr, seed, max_epochs=epochs),
+                      Task("imbalance", "uci natural", "last", lr, seed, 1, max_epochs=epochs),
+                      Task("imbalance", "uci natural", "last", lr, seed, max_epochs=few),
+                      Task("imbalance", "uci natural", "last", lr, seed, max_epochs=few,
+                           weighted=True)]
+    return [task for task in tasks if task.experiment in only]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--out", type=Path, default=ROOT / "data" / "results" / "spam.csv")
+    parser.add_argument("--base", default="tiny", help="a model for load_pretrained")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--workers", type=int, default=1, help="processes beside each other")
+    parser.add_argument("--seconds", type=float, default=float("inf"),
+                        help="begin no further run after so long")
+    parser.add_argument("--only", default="baselines,grid,seeds,curve,pooling,duplicates,imbalance")
+    parser.add_argument("--collections", default="sample,uci")
+    given = parser.parse_args()
+    began, only, seeds = time.perf_counter(), set(given.only.split(",")), range(given.seeds)
+    device = str(get_device())
+    collections = given.collections.split(",")
+    try:
+        load_messages("uci")
+    except DownloadError as error:
+        print(f"without the UCI collection: {error}", file=sys.stderr)
+        collections = [c for c in collections if c != "uci"]
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    with open(given.out, "w", encoding="utf-8", newline="") as file, ProcessPoolExecutor(
+            given.workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        table = csv.DictWriter(file, FIELDS, lineterminator="\n")
+        table.writeheader()
+
+        def write(row: dict) -> dict:
+            table.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
+            file.flush()
+            return row
+
+        def run(tasks: list[Task]) -> Iterator[dict]:
+            """Run tasks in the pool, no more begun than it has workers; stops at the deadline."""
+            waiting, running = list(tasks), set()
+            while waiting or running:
+                while waiting and len(running) < given.workers:
+                    if time.perf_counter() - began > given.seconds:
+                        print(f"out of time: {len(waiting)} runs left out", file=sys.stderr)
+                        waiting.clear()
+                        break
+                    task = waiting.pop(0)
+                    rest = tuple(c for c in collections if c != task.collection)
+                    running.add(pool.submit(run_task, task, given.base, device, rest))
+                if running:
+                    done = next(as_completed(running))
+                    running.remove(done)
+                    for row in done.result():
+                        shown = " ".join(f"{row.get(name, '')!s:11.11}" for name in SHOWN)
+                        print(f"{time.perf_counter() - began:6.1f} s  {shown}", flush=True)
+                        yield row
+
+        methods = [m for m in GRID if m != "lora" or apply_lora is not None]
+        grid = [Task("grid", c, m, lr, max_epochs=given.epochs)
+                for c in collections for m in methods for lr in GRID[m]]
+        rates = {(c, m): GRID[m][1] for c in collections for m in methods}
+        if "grid" in only:
+            found: dict[tuple[str, str], dict] = {}
+            for row in run(grid):
+                key = row["collection"], row["method"]
+                if key not in found or row["val_loss"] < found[key]["val_loss"]:
+                    found[key] = row
+                write({k: v for k, v in row.items() if k not in SCORES})  # the test is not for this
+            rates |= {key: row["lr"] for key, row in found.items()}
+        for row in run(later_tasks(rates, seeds, given.epochs, only)):
+            write(row)
+    print(f"{time.perf_counter() - began:.0f} s, {given.out}")
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    main()
