@@ -9,7 +9,7 @@ gets those that it uses. The last code cell of the notebook exports it:
     from helpers.export import export_notebook
     export_notebook("notebooks/04_gpt.ipynb")
 
-On the command line, `python -m helpers.export` does all notebooks, and
+On the command line, `python -m helpers.export` does all notebooks, or those that are named, and
 `python -m helpers.export --check` writes nothing and lists what does not fit together.
 """
 
@@ -422,16 +422,18 @@ def _check(made: dict[str, dict[str, str]], root: Path) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> int:
-    """Export all notebooks, or check them; return 0, or 1 where something is wrong.
+    """Export all notebooks or those named, or check them; return 0, or 1 if something is wrong.
 
     Example: `main(["--check"])` returns 0 where every module fits its notebook.
     """
     parser = argparse.ArgumentParser("python -m helpers.export", description="Make the modules.")
     parser.add_argument("--check", action="store_true", help="write nothing; list what is wrong")
-    check = parser.parse_args(argv).check
-    made, errors = {}, []
+    parser.add_argument("notebooks", nargs="*", help="notebooks/NAME.ipynb; all unless named")
+    options = parser.parse_args(argv)
+    check, made, errors = options.check, {}, []
     paths = (root / "notebooks").glob("*.ipynb")
-    for notebook in sorted((f"notebooks/{path.name}" for path in paths), key=_position):
+    names = options.notebooks or sorted((f"notebooks/{p.name}" for p in paths), key=_position)
+    for notebook in names:
         try:
             made[notebook] = render(notebook, root)
         except ExportError as error:

@@ -36,7 +36,7 @@ class GPTConfig:
 
     Raises:
         ValueError: a size below 1, n_embd not a multiple of n_head, dropout outside [0, 1), or a
-            begin or end id outside the vocabulary.
+            begin or end id that is no id of the vocabulary.
 
     Example:
         >>> GPTConfig(vocab_size=9, context_length=4, n_embd=256, n_head=8, n_layer=1).head_size
@@ -67,6 +67,8 @@ class GPTConfig:
             raise ValueError(f"dropout must be in [0, 1), not {self.dropout}.")
         for name in ("bos_token_id", "eos_token_id"):
             value = getattr(self, name)
+            if value is not None and not isinstance(value, int):
+                raise ValueError(f"{name} must be one id, a whole number, not {value!r}.")
             if value is not None and not 0 <= value < self.vocab_size:
                 raise ValueError(f"{name} {value} is outside the vocabulary of {self.vocab_size}.")
 

@@ -87,7 +87,8 @@ def load_config(path: str | Path) -> GPTConfig:
                       f"this model uses {rates[0]} for all three.", stacklevel=2)
     ids = {name: raw.get(name) for name in ("bos_token_id", "eos_token_id")}
     try:
-        ids = {name: i if i is None or i < raw["vocab_size"] else None for name, i in ids.items()}
+        ids = {name: None if type(i) is int and i >= raw["vocab_size"] else i
+               for name, i in ids.items()}
         return GPTConfig(vocab_size=raw["vocab_size"], context_length=length, n_embd=raw["n_embd"],
                          n_head=raw["n_head"], n_layer=raw["n_layer"], dropout=rates[0],
                          tie_word_embeddings=raw.get("tie_word_embeddings", True),

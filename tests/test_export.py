@@ -1000,6 +1000,18 @@ def test_check_undefined_names_without_pyflakes(
     assert f"error: cell size of {TEXT}: undefined name 'hidden'" in out
 
 
+def test_only_the_notebook_that_is_named(
+    three_chapters: Repository, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert three_chapters.main("notebooks/03_attention.ipynb") == 0
+    assert three_chapters.module("attention").is_file()
+    assert not three_chapters.module("setup").exists()
+    assert three_chapters.main("--check", "notebooks/03_attention.ipynb") == 0
+    assert "notebooks checked: 1" in capsys.readouterr().out
+    assert three_chapters.main("notebooks/99_none.ipynb") == 1
+    assert "notebooks/99_none.ipynb: not a notebook" in capsys.readouterr().err
+
+
 def test_check_lists_everything(
     three_chapters: Repository, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -596,7 +596,8 @@ def test_generation_makes_no_gradients_and_draws_nothing() -> None:
     ({"n_head": 0}, "n_head"), ({"context_length": 0}, "context_length"),
     ({"n_embd": 32.0}, "n_embd must be a whole number"), ({"dropout": 1.0}, "dropout"),
     ({"dropout": -0.1}, "dropout"), ({"eos_token_id": 50}, "eos_token_id 50 is outside"),
-    ({"bos_token_id": -1}, "bos_token_id -1 is outside")])
+    ({"bos_token_id": -1}, "bos_token_id -1 is outside"),
+    ({"eos_token_id": [1, 2]}, r"eos_token_id must be one id, a whole number, not \[1, 2\]")])
 def test_a_wrong_config_is_refused(wrong: dict[str, object], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         replace(CONFIG, **wrong)

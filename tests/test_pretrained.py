@@ -276,7 +276,7 @@ def test_the_file_may_go_while_its_weights_are_in_use(folder):
     ({"n_head": 5}, "multiple of n_head"),
     ({"n_layer": "2"}, "n_layer must be"),
     ({"eos_token_id": -1}, "eos_token_id -1 is outside"),
-    ({"eos_token_id": [279]}, "does not describe"),
+    ({"eos_token_id": [279]}, r"eos_token_id must be one id, a whole number, not \[279\]"),
     ({"vocab_size": 283, "n_embd": 48}, "wte.weight has shape"),
 ])
 def test_configs_of_other_models(changes, message, folder):
