@@ -54,6 +54,13 @@ from helpers.checks.scaling import (
     check_exact_orthogonal,
     check_global_gradient,
 )
+from helpers.checks.spam import (
+    check_balanced_accuracy,
+    check_merge_classes,
+    check_naive_bayes,
+    check_prevalence,
+    check_threshold,
+)
 from helpers.checks.text import (
     check_all_windows,
     check_bytes_per_token,
@@ -68,6 +75,7 @@ __all__ = [
     "check_attention",
     "check_attention_shapes",
     "check_back_off",
+    "check_balanced_accuracy",
     "check_budget",
     "check_bytes_per_token",
     "check_data_position",
@@ -83,6 +91,8 @@ __all__ = [
     "check_groups",
     "check_interval",
     "check_layer_norm",
+    "check_merge_classes",
+    "check_naive_bayes",
     "check_log_sum_exp",
     "check_smoothed_cross_entropy",
     "check_train_filter",
@@ -92,6 +102,7 @@ __all__ = [
     "check_parallel_block",
     "check_parameter_count",
     "check_perplexity",
+    "check_prevalence",
     "check_prune",
     "check_rotate",
     "check_schedule",
@@ -99,6 +110,7 @@ __all__ = [
     "check_split_pattern",
     "check_step",
     "check_stream",
+    "check_threshold",
     "check_tied",
     "check_top_p",
     "check_training_days",
