@@ -17,7 +17,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from torch.nn import functional as F
 
-from helpers.baselines import Tfidf, fit_logistic_regression
+from helpers.baselines import Tfidf, best_threshold, fit_logistic_regression, spam_words
 from helpers.callbacks import Evaluate
 from helpers.classification import (
     LABELS,
@@ -725,3 +725,34 @@ def test_logistic_regression_keeps_the_dtype_and_learns():
     layer = fit_logistic_regression(x, y, C=100.0)
     assert layer.weight.dtype == torch.float32
     assert ((layer(x)[:, 0] > 0).long() == y).float().mean() > 0.97
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 6), st.booleans()), min_size=1, max_size=12))
+def test_best_threshold_is_as_good_as_any(pairs):
+    """Among all thresholds between and beyond the scores, none meets more labels."""
+    scores, labels = (torch.tensor(column) for column in zip(*pairs, strict=True))
+
+    def right(cut):
+        return int(((scores >= cut) == labels).sum())
+
+    assert right(best_threshold(scores, labels.long())) == max(
+        right(cut) for cut in (-0.5, 0.5, 1.5, 2.5, 3.5, 4.5, 5.5, 6.5))
+
+
+def test_spam_words_are_ordered_by_their_log_odds_ratio():
+    texts = ["free boat", "free cat now", "free win", "a cat sat now", "the cat", "now the boat"]
+    labels = [1, 1, 1, 0, 0, 0]
+
+    def ratio(word):
+        odds = []
+        for label in (1, 0):
+            k = sum(word in text.split() for text, y in zip(texts, labels, strict=True)
+                    if y == label) + 0.5
+            odds.append(k / (4 - k))
+        return odds[0] / odds[1]
+
+    ranked = spam_words(texts, labels, 4)
+    assert ranked[:2] == ["free", "win"] and len(ranked) == 4
+    assert [ratio(word) for word in ranked] == sorted(map(ratio, ranked), reverse=True)
+    assert spam_words(texts, [1 - y for y in labels], 1) == ["the"]
