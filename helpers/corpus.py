@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import threading
 from array import array
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -20,6 +21,8 @@ from pathlib import Path
 
 import numpy as np
 import tiktoken
+import torch
+from torch import Tensor
 from torch.utils.data import ConcatDataset
 
 from helpers.common import atomic_write
@@ -36,6 +39,7 @@ __all__ = [
     "tokenize_stream",
     "resume_shards",
     "write_shards",
+    "ShardDataset",
     "load_shards",
 ]
 
@@ -112,7 +116,7 @@ def stream_documents(source: str | Sequence[str | Path], *, config: str | None =
             yield text
 
 
-# cell encode-documents of notebooks/D_scaling.ipynb
+# cell tokenize-documents of notebooks/D_scaling.ipynb
 def tokenize_documents(texts: list[str], tokenizer: tiktoken.Encoding | None = None) -> list[array]:
     """The ids of each document, two bytes each, the end token first.
 
@@ -142,7 +146,7 @@ def start_worker(tokenizer: tiktoken.Encoding) -> None:
 GROUP_CHARS = 2**16    # characters of text that are worth a message to another process
 
 
-# cell encode-stream of notebooks/D_scaling.ipynb
+# cell tokenize-stream of notebooks/D_scaling.ipynb
 def tokenize_stream(documents: Iterable[str], tokenizer: tiktoken.Encoding,
                     num_proc: int = 1) -> Iterator[tuple[str, array]]:
     """Each document with its ids, in the order they came, computed by several processes.
@@ -182,7 +186,7 @@ def tokenize_stream(documents: Iterable[str], tokenizer: tiktoken.Encoding,
             yield from zip(group, job.result(), strict=True)
 
 
-# cell begun-shards of notebooks/D_scaling.ipynb
+# cell resume-shards of notebooks/D_scaling.ipynb
 def resume_shards(journal: Path, fresh: dict, documents: Iterator[str]) -> tuple[dict, object]:
     """The manifest to go on from, with a hash of the texts in it; those are read past.
 
@@ -262,8 +266,23 @@ def write_shards(documents: Iterable[str], tokenizer: tiktoken.Encoding, folder:
     return manifest
 
 
-# cell open-shards of notebooks/D_scaling.ipynb
-def load_shards(folder: str | Path, context_length: int) -> ConcatDataset:
+# cell shard-dataset of notebooks/D_scaling.ipynb
+class ShardDataset(ConcatDataset):
+    """Windows of several shards, each a `TokenDataset` without overlap; a batch is read at once."""
+
+    def __getitems__(self, indices: list[int]) -> list[tuple[Tensor, Tensor]]:
+        rows = []
+        for i in indices:
+            shard = bisect_right(self.cumulative_sizes, i)
+            tokens, T = self.datasets[shard].tokens, self.datasets[shard].context_length
+            start = (i - (self.cumulative_sizes[shard - 1] if shard else 0)) * T
+            rows.append(tokens[start:start + T + 1])
+        windows = torch.from_numpy(np.stack(rows).astype(np.int64))          # (B, T + 1)
+        return list(zip(windows[:, :-1], windows[:, 1:], strict=True))
+
+
+# cell load-shards of notebooks/D_scaling.ipynb
+def load_shards(folder: str | Path, context_length: int) -> ShardDataset:
     """All whole windows of a folder of shards, read from disk as they are asked for.
 
     Item `i` is `(inputs, targets)`, int64 of shape (T,) each, in the order of the corpus.
@@ -292,4 +311,4 @@ def load_shards(folder: str | Path, context_length: int) -> ConcatDataset:
             windows.append(TokenDataset(tokens, context_length))
     if not windows:
         raise ValueError(f"No shard in {folder} is longer than one window of {context_length}.")
-    return ConcatDataset(windows)
+    return ShardDataset(windows)

@@ -47,7 +47,7 @@ __all__ = [
 ]
 
 
-# cell is-main of notebooks/D_scaling.ipynb
+# cell is-main-process of notebooks/D_scaling.ipynb
 def is_main_process() -> bool:
     """Whether this process is the one that prints and writes files: the first, or the only one."""
     return not dist.is_initialized() or dist.get_rank() == 0
@@ -74,7 +74,7 @@ def distributed_loss(loss_fn: Callable) -> Callable:
     return global_loss
 
 
-# cell start-processes of notebooks/D_scaling.ipynb
+# cell init-distributed of notebooks/D_scaling.ipynb
 def init_distributed() -> bool:
     """Join the other processes that torchrun started, if it did; each takes a GPU of its own."""
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
@@ -92,7 +92,7 @@ def seed_rank(seed: int) -> None:
     set_seed(seed + (dist.get_rank() if dist.is_initialized() else 0))
 
 
-# cell main-first of notebooks/D_scaling.ipynb
+# cell main-process-first of notebooks/D_scaling.ipynb
 @contextmanager
 def main_process_first(timeout: timedelta = timedelta(days=7)) -> Iterator[None]:
     """Within it the first process works while the others wait, longer than a process group would.
@@ -124,7 +124,7 @@ class DistributedInterrupt(GracefulInterrupt):
         self.raised = True                             # to be agreed on, at the end of the step
 
 
-# cell shard-model of notebooks/D_scaling.ipynb
+# cell apply-fsdp of notebooks/D_scaling.ipynb
 def apply_fsdp(model: GPT, device: torch.device) -> GPT:
     """Shard all parameters of a model over the processes, in place (FSDP2).
 
@@ -149,7 +149,7 @@ def parameter_names(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[
     return [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
 
 
-# cell whole-states of notebooks/D_scaling.ipynb
+# cell full-state-dict of notebooks/D_scaling.ipynb
 def full_state_dict(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, dict]:
     """The whole state dicts of a sharded model and its optimizer, as one process would have them.
 
@@ -168,7 +168,7 @@ def full_state_dict(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[
     return {"model": weights, "optimizer": {"state": state, "param_groups": groups}}
 
 
-# cell load-whole-states of notebooks/D_scaling.ipynb
+# cell load-full-state-dict of notebooks/D_scaling.ipynb
 def load_full_state_dict(model: nn.Module, optimizer: torch.optim.Optimizer,
                          contents: dict[str, dict]) -> None:
     """Cut whole state dicts for a sharded model and its optimizer; all processes must call."""
@@ -182,7 +182,7 @@ def load_full_state_dict(model: nn.Module, optimizer: torch.optim.Optimizer,
     set_model_state_dict(model, contents["model"], options=options)
 
 
-# cell rank-states of notebooks/D_scaling.ipynb
+# cell random-states of notebooks/D_scaling.ipynb
 def random_states() -> list[dict[str, Tensor]]:
     """The states of the random generators of all processes, in the order of their ranks."""
     own = {"cpu": torch.get_rng_state()}
@@ -255,7 +255,7 @@ class DistributedCheckpoint(Checkpoint):
             seed_rank(state.step * dist.get_world_size())
 
 
-# cell check-sharding-possible of notebooks/D_scaling.ipynb
+# cell check-fsdp of notebooks/D_scaling.ipynb
 def check_fsdp(optimizer: str) -> None:
     """Refuse to shard where it cannot be done.
 

@@ -13,7 +13,7 @@ from helpers.gpt import GPT
 __all__ = ["GemvLinear", "optimize_for_inference"]
 
 
-# cell row-linear of notebooks/D_scaling.ipynb
+# cell gemv-linear of notebooks/D_scaling.ipynb
 class GemvLinear(nn.Linear):
     """`nn.Linear`, which a compiled model computes as dot products where a single row comes in."""
 
@@ -25,7 +25,7 @@ class GemvLinear(nn.Linear):
         return (y if self.bias is None else y + self.bias).view(*x.shape[:-1], -1)
 
 
-# cell prepare-for-writing of notebooks/D_scaling.ipynb
+# cell optimize-for-inference of notebooks/D_scaling.ipynb
 def optimize_for_inference(model: GPT, *, compile: bool = False) -> GPT:
     """Rearrange a model, in place, so that `generate` is faster for a single prompt on the CPU.
 

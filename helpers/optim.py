@@ -15,21 +15,29 @@ from helpers.training import has_fast_bfloat16, unwrap_model
 __all__ = ["adamw_update", "newton_schulz", "by_shape", "Muon", "wsd_lr"]
 
 
-# cell adam-update of notebooks/D_scaling.ipynb
-def adamw_update(p: Tensor, state: dict, betas: tuple[float, float]) -> Tensor:
-    """AdamW's update of one parameter, before the learning rate; `state` keeps its two moments."""
+# cell adamw-update of notebooks/D_scaling.ipynb
+def adamw_update(params: list[Tensor], states: list[dict],
+                 betas: tuple[float, float]) -> list[Tensor]:
+    """AdamW's updates of parameters, before the learning rate; each state keeps two moments."""
     beta1, beta2 = betas
-    if not state:
-        state.update(step=torch.tensor(0.0), exp_avg=torch.zeros_like(p),
-                     exp_avg_sq=torch.zeros_like(p))
-    state["step"] += 1
-    t = state["step"].item()
-    m = state["exp_avg"].lerp_(p.grad, 1 - beta1)
-    v = state["exp_avg_sq"].mul_(beta2).addcmul_(p.grad, p.grad, value=1 - beta2)
-    return m / ((v / (1 - beta2**t)).sqrt_().add_(1e-8) * (1 - beta1**t))
+    for p, state in zip(params, states, strict=True):
+        if not state:
+            state.update(step=torch.tensor(0.0), exp_avg=torch.zeros_like(p),
+                         exp_avg_sq=torch.zeros_like(p))
+        state["step"] += 1
+    t = [state["step"].item() for state in states]
+    m, v = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq"))
+    g = [p.grad for p in params]
+    torch._foreach_lerp_(m, g, 1 - beta1)              # each works on all tensors of a list
+    torch._foreach_mul_(v, beta2)
+    torch._foreach_addcmul_(v, g, g, 1 - beta2)
+    root = torch._foreach_sqrt(torch._foreach_div(v, [1 - beta2**n for n in t]))
+    torch._foreach_add_(root, 1e-8)
+    torch._foreach_mul_(root, [1 - beta1**n for n in t])
+    return list(torch._foreach_div(m, root))
 
 
-# cell orthogonalize of notebooks/D_scaling.ipynb
+# cell newton-schulz of notebooks/D_scaling.ipynb
 def newton_schulz(matrices: Tensor, steps: int = 5) -> Tensor:
     """Bring all singular values of a matrix (m, n), or of each of a batch, to about one.
 
@@ -55,11 +63,10 @@ def newton_schulz(matrices: Tensor, steps: int = 5) -> Tensor:
 
 # cell by-shape of notebooks/D_scaling.ipynb
 def by_shape(weights: list[Tensor]) -> list[list[Tensor]]:
-    """The weights that have a gradient, those of one shape together."""
+    """The weights, those of one shape together."""
     shapes: dict[torch.Size, list[Tensor]] = {}
     for p in weights:
-        if p.grad is not None:
-            shapes.setdefault(p.shape, []).append(p)
+        shapes.setdefault(p.shape, []).append(p)
     return list(shapes.values())
 
 
@@ -94,22 +101,23 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: None = None) -> None:
         """Move all parameters that have a gradient."""
         for group in self.param_groups:
-            for same in by_shape(group["params"]):
-                new = self._muon(same, group) if group["muon"] else [
-                    adamw_update(p, self.state[p], group["betas"]) for p in same]
-                for p, update in zip(same, new, strict=True):
-                    p.mul_(1 - group["lr"] * group["weight_decay"]).sub_(update, alpha=group["lr"])
+            params = [p for p in group["params"] if p.grad is not None]
+            for same in by_shape(params) if group["muon"] else filter(None, [params]):
+                states = [self.state[p] for p in same]
+                new = self._muon(same, states, group["momentum"]) if group["muon"] else (
+                    adamw_update(same, states, group["betas"]))
+                torch._foreach_mul_(same, 1 - group["lr"] * group["weight_decay"])
+                torch._foreach_sub_(same, new, alpha=group["lr"])
 
-    def _muon(self, weights: list[Tensor], group: dict) -> Tensor:
-        ahead = []
-        for p in weights:
-            state = self.state[p]
+    def _muon(self, weights: list[Tensor], states: list[dict], momentum: float) -> list[Tensor]:
+        for p, state in zip(weights, states, strict=True):
             if not state:
                 state["momentum"] = torch.zeros_like(p)
-            average = state["momentum"].lerp_(p.grad, 1 - group["momentum"])
-            ahead.append(p.grad.lerp(average, group["momentum"]))     # as Nesterov's looks ahead
+        averages, grads = [state["momentum"] for state in states], [p.grad for p in weights]
+        torch._foreach_lerp_(averages, grads, 1 - momentum)
+        ahead = torch._foreach_lerp(grads, averages, momentum)        # as Nesterov's looks ahead
         scale = 0.2 * max(weights[0].shape) ** 0.5
-        return newton_schulz(torch.stack(ahead)) * scale              # all of a shape at once
+        return list((newton_schulz(torch.stack(ahead)) * scale).unbind())
 
 
 # cell wsd of notebooks/D_scaling.ipynb

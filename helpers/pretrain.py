@@ -45,7 +45,6 @@ __all__ = [
     "peak_flops",
     "PretrainConfig",
     "RunConfig",
-    "RENAMED",
     "load_run_config",
     "train_settings",
     "HUB_SOURCE",
@@ -79,12 +78,12 @@ PEAK_FLOPS = {"A100": 312e12, "L4": 121e12, "L40S": 362e12, "H100 PCIe": 756e12,
               "H100 NVL": 835e12, "H200": 989e12}
 
 
-# cell matmul-rate of notebooks/D_scaling.ipynb
+# cell measured-flops of notebooks/D_scaling.ipynb
 def measured_flops(device: torch.device, dtype: torch.dtype = torch.float32,
                    size: int | None = None, repeats: int = 8) -> float:
     """Operations a second of a product of two square matrices on a device, the best of some."""
     size = size or (8192 if device.type == "cuda" else 1024)
-    own = torch.Generator(device).manual_seed(0)       # the random numbers of a run stay as they are
+    own = torch.Generator(device).manual_seed(0)       # the run's own random numbers stay
     a = torch.randn(size, size, device=device, generator=own).to(dtype)
     best = math.inf
     for _ in range(repeats):
@@ -94,7 +93,7 @@ def measured_flops(device: torch.device, dtype: torch.dtype = torch.float32,
     return 2 * size**3 / best
 
 
-# cell machine-rate of notebooks/D_scaling.ipynb
+# cell peak-flops of notebooks/D_scaling.ipynb
 def peak_flops(device: torch.device, precision: str) -> tuple[float, str]:
     """Operations a second to measure a run against, and where the number comes from.
 
@@ -110,7 +109,7 @@ def peak_flops(device: torch.device, precision: str) -> tuple[float, str]:
     return measured_flops(device, dtype), f"measured matrix product, {str(dtype)[6:]}"
 
 
-# cell training-config of notebooks/D_scaling.ipynb
+# cell pretrain-config of notebooks/D_scaling.ipynb
 @dataclass(frozen=True)
 class PretrainConfig:
     """The `[training]` part of a recipe."""
@@ -136,7 +135,7 @@ class PretrainConfig:
     checkpoint_minutes: float | None = None
 
 
-# cell recipe of notebooks/D_scaling.ipynb
+# cell run-config of notebooks/D_scaling.ipynb
 @dataclass(frozen=True)
 class RunConfig:
     """What `python -m helpers.pretrain` is to do: a model, sources of documents, and a training."""
@@ -150,10 +149,6 @@ class RunConfig:
     leave_out: tuple[str, ...] = ()  # titles of books, see `left_out`
 
 
-# cell read-recipe of notebooks/D_scaling.ipynb
-RENAMED = {"accumulate": "grad_accum_steps", "grad_clip": "max_grad_norm"}   # in older recipes
-
-
 # cell load-run-config of notebooks/D_scaling.ipynb
 def load_run_config(path: str | Path) -> RunConfig:
     """Read a recipe in TOML.
@@ -165,14 +160,14 @@ def load_run_config(path: str | Path) -> RunConfig:
     try:
         raw = tomllib.loads(Path(path).read_text(encoding="utf-8"))
         model, data = raw["model"], raw["data"]
-        training = {RENAMED.get(name, name): value for name, value in raw["training"].items()}
+        training = raw["training"]
         if unknown := training.keys() - {f.name for f in fields(PretrainConfig)}:
             raise ValueError(f"unknown training settings {sorted(unknown)}")
         for name, known in (("optimizer", ("adamw", "muon")), ("schedule", ("cosine", "wsd"))):
             if training.get(name, known[0]) not in known:
                 raise ValueError(f"the {name} must be one of {', '.join(known)}, "
                                  f"not {training[name]!r}")
-        if given := model.keys() & {"bos_token_id", "eos_token_id", "bos_id", "eos_id"}:
+        if given := model.keys() & {"bos_token_id", "eos_token_id"}:
             raise ValueError(f"{sorted(given)} cannot be set: the tokenizer decides these ids")
         GPTConfig(**model)                              # it would complain, now and not in an hour
         TrainConfig(**train_settings(PretrainConfig(**training), max_steps=1))
@@ -248,7 +243,7 @@ def left_out(path: Path, titles: Sequence[str]) -> set[int]:
             if title in titles for i in range(end - docs, end)}
 
 
-# cell open-source of notebooks/D_scaling.ipynb
+# cell iter-documents of notebooks/D_scaling.ipynb
 def iter_documents(source: Path | str, text_column: str = "text",
                    leave_out: Sequence[str] = ()) -> Iterator[str]:
     """The documents of a source that `find_sources` gave, without those of books left out."""
@@ -336,7 +331,7 @@ def start_model(config: GPTConfig, start: str | Path | None = None) -> GPT:
     return model
 
 
-# cell make-log of notebooks/D_scaling.ipynb
+# cell json-log of notebooks/D_scaling.ipynb
 class JSONLog(Callback):
     """Print records as lines of JSON, in the first process, with the MFU of the step.
 
@@ -380,7 +375,7 @@ class JSONLog(Callback):
             print(json.dumps(line), flush=True)
 
 
-# cell lr-schedule of notebooks/D_scaling.ipynb
+# cell make-schedule of notebooks/D_scaling.ipynb
 def make_schedule(t: PretrainConfig, total_steps: int) -> Callable[[int], float]:
     """The learning rate of each step, as the recipe says."""
     plan = {"lr": t.lr, "min_lr": t.min_lr, "warmup_steps": t.warmup_steps,

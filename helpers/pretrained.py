@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from helpers.common import atomic_write
 from helpers.download import find_files
@@ -24,7 +25,7 @@ from helpers.training import unwrap_model
 __all__ = ["hf_key_map", "load_config", "load_weights", "load_pretrained", "save_pretrained"]
 
 
-# cell key-map of notebooks/05_pretraining.ipynb
+# cell hf-key-map of notebooks/05_pretraining.ipynb
 def hf_key_map(config: GPTConfig) -> dict[str, tuple[str, bool]]:
     """Our parameter names, each with its name in GPT-2's file and whether it lies transposed there.
 
@@ -97,6 +98,23 @@ def load_config(path: str | Path) -> GPTConfig:
         raise ValueError(f"{path} does not describe a GPT of this series: {error}") from None
 
 
+# cell no-initialization of notebooks/05_pretraining.ipynb
+class _NoInitialization(TorchFunctionMode):
+    """Within it the functions of `torch.nn.init` leave their tensor as it is."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if getattr(function, "__module__", "") == "torch.nn.init":
+            return kwargs["tensor"]
+        return function(*args, **(kwargs or {}))
+
+
+# cell empty-model of notebooks/05_pretraining.ipynb
+def _empty_model(config: GPTConfig) -> GPT:
+    """A model on the meta device: names and shapes without memory."""
+    with torch.device("meta"), _NoInitialization():
+        return GPT(config)
+
+
 # cell load-weights of notebooks/05_pretraining.ipynb
 def load_weights(path: str | Path, config: GPTConfig, dtype: torch.dtype) -> dict[str, Tensor]:
     """The tensors of a GPT-2 safetensors file under our names, transposed where need be.
@@ -109,8 +127,7 @@ def load_weights(path: str | Path, config: GPTConfig, dtype: torch.dtype) -> dic
     Raises:
         ValueError: not a safetensors file, or names missing, unexpected, or of another shape.
     """
-    with torch.device("meta"):
-        expected = {k: tuple(v.shape) for k, v in GPT(config).state_dict().items()}
+    expected = {k: tuple(v.shape) for k, v in _empty_model(config).state_dict().items()}
     problems, weights = [], {}
     try:
         found = {k.removeprefix("transformer."): v for k, v in load_file(path).items()}
@@ -162,8 +179,7 @@ def load_pretrained(folder_or_name: str | Path, *, dtype: torch.dtype = torch.fl
         raise ValueError(f"{paths[0].parent}: the tokenizer has {tokenizer.n_vocab} tokens, the "
                          f"model {config.vocab_size}; they do not belong together.")
     weights = load_weights(paths[1], config, dtype)
-    with torch.device("meta"):
-        model = GPT(config)
+    model = _empty_model(config)
     model.load_state_dict(weights, strict=False, assign=True)
     model.tie_weights()
     return model.eval(), tokenizer

@@ -48,7 +48,7 @@ def next_token_probs(logits: Tensor, temperature: float = 1.0, top_k: int | None
     return probs
 
 
-# cell sampler of notebooks/05_pretraining.ipynb
+# cell make-sampler of notebooks/05_pretraining.ipynb
 def make_sampler(temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None,
                  seed: int | None = None) -> Callable[[Tensor], Tensor]:
     """A `sample` for `generate` that draws with `next_token_probs`.

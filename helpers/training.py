@@ -44,7 +44,7 @@ __all__ = [
 ]
 
 
-# cell optimizer of notebooks/05_pretraining.ipynb
+# cell configure-optimizer of notebooks/05_pretraining.ipynb
 def configure_optimizer(model: nn.Module, lr: float, weight_decay: float = 0.1,
                         betas: tuple[float, float] = (0.9, 0.95)) -> torch.optim.AdamW:
     """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101) over what trains; decay on matrices only.
@@ -88,7 +88,7 @@ def check_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module) -> torch
     return optimizer
 
 
-# cell warmup-cosine of notebooks/05_pretraining.ipynb
+# cell cosine-lr of notebooks/05_pretraining.ipynb
 def cosine_lr_with_warmup(step: int, *, lr: float, min_lr: float, warmup_steps: int,
                   total_steps: int) -> float:
     """The learning rate of a step, counted from 1: a straight rise, then half a cosine down.
@@ -104,7 +104,7 @@ def cosine_lr_with_warmup(step: int, *, lr: float, min_lr: float, warmup_steps: 
     return min_lr + (lr - min_lr) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-# cell ignore of notebooks/05_pretraining.ipynb
+# cell ignore-index of notebooks/05_pretraining.ipynb
 IGNORE_INDEX = -100    # a target that does not count; PyTorch's own default
 
 
@@ -130,7 +130,7 @@ def lm_loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, int
     return total, int((targets != IGNORE_INDEX).sum())
 
 
-# cell pick-precision of notebooks/05_pretraining.ipynb
+# cell has-fast-bfloat16 of notebooks/05_pretraining.ipynb
 def has_fast_bfloat16(device: torch.device) -> bool:
     """Whether the device multiplies bfloat16 faster than float32."""
     if device.type == "cuda":
@@ -141,7 +141,7 @@ def has_fast_bfloat16(device: torch.device) -> bool:
     return any(getattr(torch.cpu, name)() for name in names if hasattr(torch.cpu, name))
 
 
-# cell precision-context of notebooks/05_pretraining.ipynb
+# cell autocast-context of notebooks/05_pretraining.ipynb
 def autocast_context(precision: str, device: torch.device):
     """A context in which the model computes in "float32", "bfloat16", or what is faster ("auto").
 
@@ -172,6 +172,29 @@ def to_device(batch: object, device: torch.device | str) -> object:
     return batch
 
 
+# cell average-and-clip of notebooks/05_pretraining.ipynb
+def _average_and_clip(optimizer: torch.optim.Optimizer, count: int,
+                      max_grad_norm: float | None) -> float:
+    """Divide the gradients of a sum over count targets by it, and clip them; returns their norm."""
+    if not count:
+        raise ValueError("No target in the batch counts: all are padding or masked.")
+    params = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    for p in params:
+        p.grad.div_(count)                         # of the sum, now of the mean
+    return nn.utils.clip_grad_norm_(params, max_grad_norm or math.inf).item()
+
+
+# cell require-finite of notebooks/05_pretraining.ipynb
+def _require_finite(optimizer: torch.optim.Optimizer, **values: float) -> None:
+    """FloatingPointError where a value is infinite or NaN; the gradients are dropped."""
+    for what, value in values.items():
+        if not math.isfinite(value):
+            optimizer.zero_grad()
+            raise FloatingPointError(f"the {what} is {value}, with a learning rate of "
+                                     f"{optimizer.param_groups[0]['lr']:.3g}. Lower the rate, or "
+                                     "warm up longer.")
+
+
 # cell train-step of notebooks/05_pretraining.ipynb
 def train_step(model: nn.Module, batches: list, loss_fn: Callable, optimizer: torch.optim.Optimizer,
                *, max_grad_norm: float | None = 1.0, precision: str = "float32") -> dict:
@@ -184,31 +207,23 @@ def train_step(model: nn.Module, batches: list, loss_fn: Callable, optimizer: to
         FloatingPointError: loss or gradient are not finite; no parameter has been changed.
         ValueError: no target in the batches counts.
     """
-    device, total, count = next(model.parameters()).device, 0.0, 0
+    device, losses, count = next(model.parameters()).device, [], 0
     optimizer.zero_grad()
     for batch in batches:
         with autocast_context(precision, device):
             loss, n = loss_fn(model, to_device(batch, device))     # a sum over n targets
         loss.backward()                            # gradients of micro-batches add up
-        total, count = total + loss.item(), count + n
-    if not count:
-        raise ValueError("No target in the batch counts: all are padding or masked.")
-    params = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    for p in params:
-        p.grad.div_(count)                         # of the sum, now of the mean
-    norm = nn.utils.clip_grad_norm_(params, max_grad_norm or math.inf).item()
-    for what, value in (("loss", total / count), ("gradient", norm)):
-        if not math.isfinite(value):
-            optimizer.zero_grad()
-            raise FloatingPointError(f"the {what} is {value}, with a learning rate of "
-                                     f"{optimizer.param_groups[0]['lr']:.3g}. Lower the rate, or "
-                                     "warm up longer.")
+        losses.append(loss.detach())
+        count += n
+    grad_norm = _average_and_clip(optimizer, count, max_grad_norm)
+    train_loss = sum(loss.item() for loss in losses) / count
+    _require_finite(optimizer, loss=train_loss, gradient=grad_norm)
     optimizer.step()
     optimizer.zero_grad()                          # their memory is free until the next step
-    return {"train_loss": total / count, "n_targets": count, "grad_norm": norm}
+    return {"train_loss": train_loss, "n_targets": count, "grad_norm": grad_norm}
 
 
-# cell evaluating of notebooks/05_pretraining.ipynb
+# cell eval-mode of notebooks/05_pretraining.ipynb
 @contextmanager
 def eval_mode(model: nn.Module, *loaders: Iterable) -> Iterator[None]:
     """Within it the model is in eval mode and computes no gradients.
@@ -231,7 +246,7 @@ def eval_mode(model: nn.Module, *loaders: Iterable) -> Iterator[None]:
             generator.set_state(state)
 
 
-# cell mean-loss of notebooks/05_pretraining.ipynb
+# cell evaluate-loss of notebooks/05_pretraining.ipynb
 def evaluate_loss(model: nn.Module, loader: Iterable, loss_fn: Callable = lm_loss, *,
                   max_batches: int | None = None) -> float:
     """The loss for each counted target over a loader, in eval mode; the mode is restored.
@@ -509,7 +524,7 @@ def fit(model: nn.Module, train_loader: Iterable, config: TrainConfig, *,
     return history
 
 
-# cell unwrap of notebooks/05_pretraining.ipynb
+# cell unwrap-model of notebooks/05_pretraining.ipynb
 def unwrap_model(model: nn.Module) -> nn.Module:
     """The model itself, out of the wrappers of `torch.compile` and data-parallel training.
 

@@ -121,6 +121,9 @@ def test_windows_of_shards_are_those_of_the_tokens(tmp_path, tokenizer):
             assert torch.equal(targets, tokens[start + 1:start + 33])
             n += 1
     assert len(windows) == n > 10
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(0)).tolist()
+    for (inputs, targets), i in zip(windows.__getitems__(order), order, strict=True):
+        assert torch.equal(inputs, windows[i][0]) and torch.equal(targets, windows[i][1])
 
 
 def test_one_string_is_one_document(tmp_path, tokenizer):

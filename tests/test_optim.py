@@ -44,7 +44,7 @@ def test_orthogonalized_matrices_have_singular_values_near_one(m, n, seed, size,
     torch.testing.assert_close(newton_schulz(matrices[0]), found[0], rtol=0.05, atol=0.05)
 
 
-def test_orthogonalize_of_nothing_is_nothing():
+def test_newton_schulz_of_nothing_is_nothing():
     assert torch.equal(newton_schulz(torch.zeros(3, 5)), torch.zeros(3, 5))
 
 
@@ -145,17 +145,23 @@ def test_muon_resumes_exactly(tokenizer, tmp_path):
 # ---- updates and schedules
 
 
-def test_our_update_is_adamws():
+def test_our_updates_are_adamws():
+    """Two parameters, the second of which joins two steps later."""
     torch.manual_seed(0)
-    ours, theirs, state = torch.randn(3, 4), nn.Parameter(torch.empty(3, 4)), {}
-    theirs.data.copy_(ours)
-    adamw = torch.optim.AdamW([theirs], lr=0.1, weight_decay=0.0, betas=(0.8, 0.95))
-    for _ in range(7):
-        ours.grad = theirs.grad = torch.randn(3, 4)
-        ours -= 0.1 * adamw_update(ours, state, (0.8, 0.95))
+    ours = [torch.randn(3, 4), torch.randn(5)]
+    theirs = [nn.Parameter(p.clone()) for p in ours]
+    states: list[dict] = [{}, {}]
+    adamw = torch.optim.AdamW(theirs, lr=0.1, weight_decay=0.0, betas=(0.8, 0.95))
+    for step in range(7):
+        n = 1 if step < 2 else 2
+        for p, other in list(zip(ours, theirs, strict=True))[:n]:
+            p.grad = other.grad = torch.randn(p.shape)
+        for p, update in zip(ours, adamw_update(ours[:n], states[:n], (0.8, 0.95)), strict=False):
+            p -= 0.1 * update
         adamw.step()
-        torch.testing.assert_close(ours, theirs.data)
-    assert set(state) == set(adamw.state[theirs])        # PyTorch's names: exp_avg, exp_avg_sq
+        torch.testing.assert_close(ours, [p.data for p in theirs])
+    assert [state["step"].item() for state in states] == [7, 5]
+    assert set(states[0]) == set(adamw.state[theirs[0]])     # PyTorch's names: exp_avg, exp_avg_sq
 
 
 def test_warm_up_stable_decay():

@@ -12,7 +12,7 @@ from helpers.generation import generate, greedy
 from helpers.sampling import make_sampler, next_token_probs
 
 
-def test_bend_by_hand():
+def test_probabilities_by_hand():
     scores = torch.tensor([[math.log(4), math.log(3), math.log(2), math.log(1)]])
 
     def is_close(probabilities, *expected):
@@ -29,29 +29,29 @@ def test_bend_by_hand():
 
 
 def reference(row: list[float], temperature: float, top_k: int | None, top_p: float | None):
-    """What bend should give, in plain Python, and how near top_p comes to a boundary."""
+    """What it should give, in plain Python, and how near top_p comes to a boundary."""
     order = sorted(range(len(row)), key=lambda i: (-row[i], i))[:top_k]
-    shares = {i: math.exp((row[i] - row[order[0]]) / temperature) for i in order}
-    total, kept, reached, distance = sum(shares.values()), [], 0.0, 1.0
+    weights = {i: math.exp((row[i] - row[order[0]]) / temperature) for i in order}
+    total, kept, reached, distance = sum(weights.values()), [], 0.0, 1.0
     for i in order:
         if top_p is not None:
             distance = min(distance, abs(reached - top_p))
         if top_p is None or top_p == 1 or reached < top_p:
             kept.append(i)
-        reached += shares[i] / total
-    whole = sum(shares[i] for i in kept)
-    return [shares[i] / whole if i in kept else 0.0 for i in range(len(row))], kept, distance
+        reached += weights[i] / total
+    whole = sum(weights[i] for i in kept)
+    return [weights[i] / whole if i in kept else 0.0 for i in range(len(row))], kept, distance
 
 
 one_logit = st.floats(-20, 20, width=16) | st.sampled_from([0.0, 1.0, -math.inf])
 logit_rows = st.lists(one_logit, min_size=1, max_size=12).filter(lambda row: max(row) > -math.inf)
-bends = {"temperature": st.floats(0.05, 20), "top_k": st.none() | st.integers(1, 15),
+methods = {"temperature": st.floats(0.05, 20), "top_k": st.none() | st.integers(1, 15),
          "top_p": st.none() | st.floats(1e-6, 1.0)}
 
 
 @settings(deadline=None, max_examples=150)
-@given(row=logit_rows, **bends)
-def test_bend_keeps_the_smallest_set_and_sums_to_one(row, temperature, top_k, top_p):
+@given(row=logit_rows, **methods)
+def test_top_k_and_top_p_keep_the_smallest_set_and_sums_to_one(row, temperature, top_k, top_p):
     expected, kept, distance = reference(row, temperature, top_k, top_p)
     assume(distance > 1e-5 or top_p == 1)
     found = next_token_probs(torch.tensor([row]), temperature, top_k, top_p)[0]
@@ -81,7 +81,7 @@ def test_equals_at_the_border_are_kept_by_their_ids():
 
 def test_top_p_of_one_and_top_k_above_the_vocabulary_keep_all():
     torch.manual_seed(0)
-    scores = torch.randn(4, 50_000) * 2                 # sums of so many shares pass 1 by rounding
+    scores = torch.randn(4, 50_000) * 2                 # their sum passes 1 by rounding
     for how in ({"top_p": 1.0}, {"top_k": 60_000}, {"top_k": 50_000}):
         kept = next_token_probs(scores, **how)
         assert torch.equal(kept, next_token_probs(scores)) and (kept > 0).all()
@@ -94,7 +94,7 @@ def test_low_temperatures_do_not_overflow():
         assert make_sampler(temperature, seed=0)(scores).tolist() == [2]
 
 
-def test_half_precision_logits_are_bent_in_float32():
+def test_half_precision_logits_are_computed_in_float32():
     scores = torch.randn(3, 100, generator=torch.Generator().manual_seed(1)).bfloat16()
     assert next_token_probs(scores, 0.7, 20, 0.9).dtype == torch.float32
     assert torch.equal(next_token_probs(scores, 0.7, 20, 0.9),
@@ -114,7 +114,7 @@ def test_seeds():
     first = sample(scores)
     assert torch.equal(first, again(scores)) and not torch.equal(first, other(scores))
     assert not torch.equal(first, sample(scores))         # it goes on, and does not start anew
-    assert torch.equal(state, torch.get_rng_state())    # the global one is untouched
+    assert torch.equal(state, torch.get_rng_state())    # the global one has not moved
     torch.manual_seed(3)
     drawn = make_sampler()(scores)
     torch.manual_seed(3)

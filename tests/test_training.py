@@ -70,15 +70,15 @@ def joined(batches: list) -> tuple[torch.Tensor, torch.Tensor]:
     return tuple(torch.cat(parts) for parts in zip(*batches, strict=True))
 
 
-def test_mean_loss_weighs_targets_and_not_batches():
+def test_evaluate_loss_weighs_targets_and_not_batches():
     model, batches = make_model(), unequal_batches()
     whole = lm_loss(model, joined(batches))[0].item() / 12
     assert evaluate_loss(model, batches) == pytest.approx(whole, rel=1e-6)
     of_means = sum(evaluate_loss(model, [b]) for b in batches) / 2
-    assert abs(whole - of_means) > 1e-3         # the two would be told apart
+    assert abs(whole - of_means) > 1e-3         # the two differ by more than rounding
 
 
-def test_mean_loss_leaves_all_as_it_was():
+def test_evaluate_loss_leaves_all_as_it_was():
     model = make_model(dropout=0.5)
     model.blocks[0].eval()                      # a part that its owner wants in eval mode
     modes = [part.training for part in model.modules()]
@@ -95,21 +95,21 @@ def test_mean_loss_leaves_all_as_it_was():
     assert torch.equal(torch.get_rng_state(), before) and torch.is_grad_enabled()
 
 
-def test_mean_loss_restores_the_mode_after_an_error():
+def test_evaluate_loss_restores_the_mode_after_an_error():
     model = make_model()
     with pytest.raises(ZeroDivisionError), eval_mode(model):
         1 / 0  # noqa: B018
     assert model.training
 
 
-def test_mean_loss_leaves_the_loader_where_it_was():
+def test_evaluate_loss_leaves_the_loader_where_it_was():
     model, loader = make_model(), windows()
     first = evaluate_loss(model, loader, max_batches=1)
     assert evaluate_loss(model, loader, max_batches=1) == first
     assert evaluate_loss(model, windows(), max_batches=1) == first
 
 
-def test_mean_loss_max_batches_takes_no_more_than_that():
+def test_evaluate_loss_max_batches_takes_no_more_than_that():
     taken = []
 
     def batches():
@@ -124,7 +124,7 @@ def test_mean_loss_max_batches_takes_no_more_than_that():
 
 
 @pytest.mark.parametrize("loader", [[], [(TOKENS[:5][None], torch.full((1, 5), IGNORE_INDEX))]])
-def test_mean_loss_of_nothing(loader):
+def test_evaluate_loss_of_nothing(loader):
     with pytest.raises(ValueError, match="nothing to measure"):
         evaluate_loss(make_model(), loader)
 
@@ -156,7 +156,7 @@ def test_accumulated_unequal_batches_give_the_gradient_of_one_big_batch():
         torch.testing.assert_close(ours[name], weight.grad, rtol=1e-5, atol=1e-7)
 
 
-def test_fit_with_accumulate_equals_fit_on_the_big_batch():
+def test_fit_with_grad_accum_steps_equals_fit_on_the_big_batch():
     batches = unequal_batches()
     one, other = make_model().double(), make_model().double()
     a = train(one, batches, max_steps=4, grad_accum_steps=2)
@@ -175,7 +175,7 @@ def test_gradients_that_were_there_before_do_not_count():
         assert torch.equal(gradient, expected[name]), name
 
 
-def test_grad_clip_bounds_the_move_and_reports_the_unclipped_size():
+def test_max_grad_norm_bounds_the_move_and_reports_the_unclipped_size():
     sizes = []
     for clip in (None, 1e-3):
         model = make_model()
@@ -278,7 +278,7 @@ def test_frozen_parameters_stay_and_have_no_gradient():
         assert weight.grad is None
 
 
-def test_warmup_cosine_by_hand():
+def test_cosine_lr_with_warmup_by_hand():
     rate = partial(cosine_lr_with_warmup, lr=2.0, min_lr=0.4, warmup_steps=4, total_steps=12)
     assert [rate(s) for s in (1, 2, 4)] == [0.5, 1.0, 2.0]
     assert rate(8) == pytest.approx(1.2) and rate(12) == pytest.approx(0.4)
@@ -309,11 +309,11 @@ def test_fit_learns_and_its_history_adds_up():
     assert history.last("val_loss") == pytest.approx(evaluate_loss(model, windows(5)), rel=1e-6)
 
 
-def test_epochs_with_accumulate_see_every_batch_once():
+def test_epochs_with_grad_accum_steps_see_every_batch_once():
     history = train(make_model(), windows(), epochs=1, grad_accum_steps=3)
     assert history.last("step") == 2 and history.last("n_targets") == 55
-    for epochs, accumulate, expected in ((1, 3, (2, 1)), (3, 2, (6, 2))):
-        config = TrainConfig(epochs=epochs, grad_accum_steps=accumulate)
+    for epochs, grad_accum_steps, expected in ((1, 3, (2, 1)), (3, 2, (6, 2))):
+        config = TrainConfig(epochs=epochs, grad_accum_steps=grad_accum_steps)
         assert training._count_steps(range(4), config) == expected
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import numbers
 from collections.abc import Callable
 from types import SimpleNamespace
 
@@ -30,7 +31,7 @@ def check_data_position(my_position: Callable[..., tuple[int, int]]) -> None:
         expect(isinstance(found, tuple | list) and len(found) == 2,
                f"{where}: expected two numbers, epochs and batches, got {found!r}.")
         epochs, batches = (expect_number(value, name) for value in found)
-        expect(all(isinstance(value, int) for value in found),
+        expect(all(isinstance(value, numbers.Integral) for value in found),
                f"{where}: expected whole numbers, got {tuple(found)}. // divides without a rest.")
         read = step * accum
         expect((epochs, batches) != (step // n_batches, step % n_batches) or accum == 1

@@ -3,6 +3,8 @@
 import math
 import re
 
+import numpy as np
+
 # Position in the data
 
 
@@ -209,6 +211,8 @@ WRONG = [
 RIGHT = [
     ("check_data_position", lambda step, n, grad_accum_steps=1: list(
         divmod(step * grad_accum_steps, n))),
+    ("check_data_position", lambda step, n, grad_accum_steps=1: np.divmod(
+        step * grad_accum_steps, n)),
     ("check_early_stopping", Stopping),
     ("check_early_stopping", FromTheHistory),
     ("check_interval", interval),
