@@ -21,11 +21,25 @@ from helpers.checks.gpt import (
     check_parameter_count,
     check_tied,
 )
+from helpers.checks.instruction import (
+    check_attack,
+    check_baseline,
+    check_collate,
+    check_targets,
+    check_word_f1,
+)
 from helpers.checks.long_runs import (
     check_data_position,
     check_early_stopping,
     check_interval,
     check_prune,
+)
+from helpers.checks.lora import (
+    check_combine_adapters,
+    check_dora,
+    check_extract_lora,
+    check_int8,
+    check_lora_count,
 )
 from helpers.checks.overview import (
     check_back_off,
@@ -71,6 +85,14 @@ from helpers.checks.text import (
 
 __all__ = [
     "CheckFailed",
+    "check_attack",
+    "check_baseline",
+    "check_collate",
+    "check_combine_adapters",
+    "check_dora",
+    "check_extract_lora",
+    "check_int8",
+    "check_lora_count",
     "check_all_windows",
     "check_attention",
     "check_attention_shapes",
@@ -95,6 +117,7 @@ __all__ = [
     "check_naive_bayes",
     "check_log_sum_exp",
     "check_smoothed_cross_entropy",
+    "check_targets",
     "check_train_filter",
     "check_numeric_gradient",
     "check_sparse_length",
@@ -115,6 +138,7 @@ __all__ = [
     "check_top_p",
     "check_training_days",
     "check_training_step",
+    "check_word_f1",
     "is_unanswered",
 ]
 
