@@ -38,7 +38,7 @@ def base(spam: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
-@pytest.mark.parametrize("method", ["all", "last", "lora", "random"])
+@pytest.mark.parametrize("method", ["all", "last", "lora", "random", "dropout", "auxiliary"])
 def test_a_row_says_what_was_done(spam: ModuleType, base: str, method: str) -> None:
     task = spam.Task("seeds", "sample", method, 1e-3, seed=1, n_train=40, max_epochs=2)
     [row] = spam.run_task(task, base, "cpu", ("sample",))
@@ -48,7 +48,7 @@ def test_a_row_says_what_was_done(spam: ModuleType, base: str, method: str) -> N
     assert row["cross_accuracy"] == pytest.approx(row["accuracy"])     # the same messages here
     assert abs(row["n_train"] - 40) <= 1 and row["epoch"] in (1, 2)
     everything = load_pretrained(base)[0].n_params + 2 * 16
-    assert (row["trained_params"] == everything) == (method in ("all", "random"))
+    assert (row["trained_params"] == everything) == (method not in ("last", "lora"))
 
 
 def test_baselines_have_a_row_each(spam: ModuleType, base: str) -> None:
@@ -115,3 +115,19 @@ def test_the_loader_pads_and_cuts(spam: ModuleType, base: str) -> None:
     tokens, lengths, labels = next(iter(spam.make_loader(frame, tokenizer, 12, 8)))
     assert tokens.shape == (8, 12) and lengths.max() == 12
     assert labels.tolist() == [label for _, label in SpamDataset(frame, tokenizer)]
+
+
+def test_the_auxiliary_loss_adds_half_the_language_models(spam: ModuleType, base: str) -> None:
+    """Each row as if it were alone: padding is no target."""
+    gpt, tokenizer = load_pretrained(base)
+    model = spam.build(spam.Task("seeds", "sample", "auxiliary"), gpt, torch.device("cpu")).eval()
+    tokens, lengths = torch.tensor([[5, 6, 7, 8], [9, 4, 0, 0]]), torch.tensor([4, 2])
+    batch = tokens, lengths, torch.tensor([0, 1])
+    with torch.no_grad():
+        total, n = spam.auxiliary_loss(model, batch)
+        plain, _ = spam.classification_loss(model, batch)
+        nats = [torch.nn.functional.cross_entropy(gpt(row[None, :-1])[0], row[1:],
+                                                  reduction="sum")
+                for row in (tokens[0], tokens[1, :2])]
+    assert n == 2
+    torch.testing.assert_close(total, plain + 0.5 * 2 * sum(nats) / 4, atol=1e-4, rtol=1e-4)
