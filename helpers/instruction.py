@@ -2,7 +2,7 @@
 
 Made from notebooks/07_instruction_tuning.ipynb by helpers.export.
 Edit the notebook, not this file.
-The same notebook makes helpers.chat, helpers.judge.
+The same notebook makes helpers.chat, helpers.judge, helpers.gguf_export.
 """
 
 import hashlib

@@ -2,7 +2,7 @@
 
 Made from notebooks/07_instruction_tuning.ipynb by helpers.export.
 Edit the notebook, not this file.
-The same notebook makes helpers.instruction, helpers.chat.
+The same notebook makes helpers.instruction, helpers.chat, helpers.gguf_export.
 """
 
 import hashlib
@@ -189,6 +189,17 @@ class _Retry(Retry):
         return None if seconds is None else min(seconds, 60.0)
 
 
+# cell make-session of notebooks/07_instruction_tuning.ipynb
+def _make_session(retries: int, backoff: float) -> requests.Session:
+    """A session that tries again where that may help; also a POST, since asking changes nothing."""
+    policy = _Retry(total=retries, other=0, allowed_methods=None, backoff_factor=backoff / 2,
+                    status_forcelist=(429, 500, 502, 503, 504), raise_on_status=False)
+    session = requests.Session()
+    for scheme in ("http://", "https://"):
+        session.mount(scheme, HTTPAdapter(max_retries=policy))
+    return session
+
+
 # cell chat-client of notebooks/07_instruction_tuning.ipynb
 class ChatClient:
     """Sends one message to an OpenAI-compatible server and returns the reply's text.
@@ -222,11 +233,7 @@ class ChatClient:
         self.retries, self.max_tokens, self._key = retries, max_tokens, (api_key or "").strip()
         if not (self._key.isascii() and self._key.isprintable()):
             raise ValueError("the api_key holds a character that no header can carry")
-        policy = _Retry(total=retries, other=0, allowed_methods=None, backoff_factor=backoff / 2,
-                        status_forcelist=(429, 500, 502, 503, 504), raise_on_status=False)
-        self._session = requests.Session()
-        for scheme in ("http://", "https://"):
-            self._session.mount(scheme, HTTPAdapter(max_retries=policy))
+        self._session = _make_session(retries, backoff)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.url!r}, {self.model!r})"
