@@ -1,4 +1,4 @@
-"""6 · From the next token to a verdict.
+"""6 · Spam classification.
 
 Made from notebooks/06_spam_classification.ipynb by helpers.export.
 Edit the notebook, not this file.
@@ -14,7 +14,25 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["Tfidf", "fit_logistic_regression", "best_threshold", "spam_words"]
+__all__ = ["best_threshold", "Tfidf", "spam_words", "fit_logistic_regression"]
+
+
+# cell best-threshold of notebooks/06_spam_classification.ipynb
+def best_threshold(scores: Tensor, labels: Tensor) -> float:
+    """The score from which on to predict class 1, so that as many labels (0, 1) as can be are met.
+
+    Returns:
+        A number between two neighbouring scores, or an infinity where one class is best for all.
+
+    Example:
+        >>> best_threshold(torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.tensor([0, 0, 1, 1]))
+        2.5
+    """
+    values = scores.double().unique()                                            # ascending
+    cuts = torch.cat([values.new_tensor([-torch.inf]), (values[1:] + values[:-1]) / 2,
+                      values.new_tensor([torch.inf])])                           # (K,)
+    right = ((scores.double() >= cuts[:, None]) == labels.bool()).sum(dim=1)     # (K,)
+    return cuts[right.argmax()].item()
 
 
 # cell tfidf of notebooks/06_spam_classification.ipynb
@@ -54,6 +72,30 @@ class Tfidf:
         return F.normalize(tf * self.idf, dim=-1)
 
 
+# cell spam-words of notebooks/06_spam_classification.ipynb
+def spam_words(texts: Sequence[str], labels: Sequence[int], n: int) -> list[str]:
+    """The n words whose presence speaks most for class 1, by their log odds ratio, best first.
+
+    A word's count is the number of texts that hold it, plus one half in each class, so that a
+    word seen once does not come first.
+
+    Example:
+        >>> spam_words(["free boat", "free cat", "a cat sat"], [1, 1, 0], n=1)
+        ['free']
+    """
+    totals = Counter(labels)
+    counts = {1: Counter(), 0: Counter()}
+    for text, label in zip(texts, labels, strict=True):
+        counts[label].update(set(Tfidf.words(text)))
+
+    def log_odds(word: str, label: int) -> float:
+        k = counts[label][word] + 0.5
+        return math.log(k / (totals[label] + 1 - k))
+
+    words = sorted(counts[1] | counts[0])
+    return sorted(words, key=lambda word: log_odds(word, 0) - log_odds(word, 1))[:n]
+
+
 # cell logistic-regression of notebooks/06_spam_classification.ipynb
 def fit_logistic_regression(features: Tensor, labels: Tensor, C: float = 1.0) -> nn.Linear:
     """Two-class logistic regression: a linear layer whose sigmoid is the probability of class 1.
@@ -89,45 +131,3 @@ def fit_logistic_regression(features: Tensor, labels: Tensor, C: float = 1.0) ->
         layer.weight.copy_(weight[None])
         layer.bias.copy_(bias)
     return layer
-
-
-# cell best-threshold of notebooks/06_spam_classification.ipynb
-def best_threshold(scores: Tensor, labels: Tensor) -> float:
-    """The score from which on to predict class 1, so that as many labels (0, 1) as can be are met.
-
-    Returns:
-        A number between two neighbouring scores, or an infinity where one class is best for all.
-
-    Example:
-        >>> best_threshold(torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.tensor([0, 0, 1, 1]))
-        2.5
-    """
-    values = scores.double().unique()                                            # ascending
-    cuts = torch.cat([values.new_tensor([-torch.inf]), (values[1:] + values[:-1]) / 2,
-                      values.new_tensor([torch.inf])])                           # (K,)
-    right = ((scores.double() >= cuts[:, None]) == labels.bool()).sum(dim=1)     # (K,)
-    return cuts[right.argmax()].item()
-
-
-# cell spam-words of notebooks/06_spam_classification.ipynb
-def spam_words(texts: Sequence[str], labels: Sequence[int], n: int) -> list[str]:
-    """The n words whose presence speaks most for class 1, by their log odds ratio, best first.
-
-    A word's count is the number of texts that hold it, plus one half in each class, so that a
-    word seen once does not come first.
-
-    Example:
-        >>> spam_words(["free boat", "free cat", "a cat sat"], [1, 1, 0], n=1)
-        ['free']
-    """
-    totals = Counter(labels)
-    counts = {1: Counter(), 0: Counter()}
-    for text, label in zip(texts, labels, strict=True):
-        counts[label].update(set(Tfidf.words(text)))
-
-    def log_odds(word: str, label: int) -> float:
-        k = counts[label][word] + 0.5
-        return math.log(k / (totals[label] + 1 - k))
-
-    words = sorted(counts[1] | counts[0])
-    return sorted(words, key=lambda word: log_odds(word, 0) - log_odds(word, 1))[:n]

@@ -1,4 +1,4 @@
-"""6 · From the next token to a verdict.
+"""6 · Spam classification.
 
 Made from notebooks/06_spam_classification.ipynb by helpers.export.
 Edit the notebook, not this file.
@@ -38,10 +38,10 @@ __all__ = [
     "SpamDataset",
     "collate_messages",
     "GPTForSequenceClassification",
+    "predict_logits",
     "classification_loss",
     "confusion_matrix",
     "classification_metrics",
-    "predict_logits",
     "evaluate",
     "predict",
     "save_classifier",
@@ -355,6 +355,31 @@ class GPTForSequenceClassification(nn.Module):
         return self.head(self.pool(hidden, lengths))                         # (B, n_classes)
 
 
+# cell predict-logits of notebooks/06_spam_classification.ipynb
+def predict_logits(model: nn.Module, loader: Iterable) -> tuple[Tensor, Tensor]:
+    """Logits (N, n_classes), float32, and labels (N,) of a loader, on the CPU, in its order.
+
+    The model is in eval mode meanwhile; its mode is restored.
+
+    Raises:
+        ValueError: the loader gave no batch.
+
+    Example:
+        >>> config = GPTConfig(vocab_size=9, context_length=4, n_embd=8, n_head=2, n_layer=1)
+        >>> batch = torch.tensor([[1, 2], [3, 0]]), torch.tensor([2, 1]), torch.tensor([0, 1])
+        >>> predict_logits(GPTForSequenceClassification(GPT(config)), [batch])[1]
+        tensor([0, 1])
+    """
+    device, logits, labels = next(model.parameters()).device, [], []
+    with eval_mode(model, loader):
+        for tokens, lengths, targets in loader:
+            logits.append(model(*to_device((tokens, lengths), device)).float().cpu())
+            labels.append(targets.cpu())
+    if not logits:
+        raise ValueError("There is nothing to predict: the loader is empty.")
+    return torch.cat(logits), torch.cat(labels)
+
+
 # cell classification-loss of notebooks/06_spam_classification.ipynb
 def classification_loss(model: nn.Module,
                         batch: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, int]:
@@ -422,31 +447,6 @@ def classification_metrics(confusion: Tensor, positive: int = 1) -> dict[str, fl
     return {"accuracy": ratio(confusion.trace(), confusion.sum()),
             "precision": ratio(true_positive, predicted), "recall": ratio(true_positive, actual),
             "f1": ratio(2 * true_positive, predicted + actual)}
-
-
-# cell predict-logits of notebooks/06_spam_classification.ipynb
-def predict_logits(model: nn.Module, loader: Iterable) -> tuple[Tensor, Tensor]:
-    """Logits (N, n_classes), float32, and labels (N,) of a loader, on the CPU, in its order.
-
-    The model is in eval mode meanwhile; its mode is restored.
-
-    Raises:
-        ValueError: the loader gave no batch.
-
-    Example:
-        >>> config = GPTConfig(vocab_size=9, context_length=4, n_embd=8, n_head=2, n_layer=1)
-        >>> batch = torch.tensor([[1, 2], [3, 0]]), torch.tensor([2, 1]), torch.tensor([0, 1])
-        >>> predict_logits(GPTForSequenceClassification(GPT(config)), [batch])[1]
-        tensor([0, 1])
-    """
-    device, logits, labels = next(model.parameters()).device, [], []
-    with eval_mode(model, loader):
-        for tokens, lengths, targets in loader:
-            logits.append(model(*to_device((tokens, lengths), device)).float().cpu())
-            labels.append(targets.cpu())
-    if not logits:
-        raise ValueError("There is nothing to predict: the loader is empty.")
-    return torch.cat(logits), torch.cat(labels)
 
 
 # cell evaluate of notebooks/06_spam_classification.ipynb
