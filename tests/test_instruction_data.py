@@ -54,7 +54,7 @@ def test_every_kind_has_enough_examples_and_wordings() -> None:
     assert min(sizes.values()) >= 45
     assert min(len(w) for w in wordings.values()) >= 6
     assert sizes["passage_qa"] >= 500
-    assert sizes["story_opening"] + sizes["story_ending"] >= 150
+    assert sizes["story_opening"] + sizes["story_ending"] >= 200
     closed = sum(n for kind, n in sizes.items() if KINDS[kind]["closed"])
     assert 0.7 < closed / len(EXAMPLES) < 0.9
 
