@@ -24,7 +24,6 @@ import tiktoken
 import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset
-
 from helpers.common import atomic_write
 from helpers.data import TokenDataset
 from helpers.download import sha256

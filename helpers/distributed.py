@@ -22,7 +22,6 @@ from torch.distributed.checkpoint.state_dict import (StateDictOptions, get_model
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
-
 from helpers.checkpoint import (Checkpoint, GracefulInterrupt, checkpoint_contents,
                                 write_checkpoint)
 from helpers.common import set_seed
@@ -41,6 +40,7 @@ __all__ = [
     "full_state_dict",
     "load_full_state_dict",
     "random_states",
+    "set_random_states",
     "DistributedCheckpoint",
     "check_fsdp",
     "gather_model",
@@ -194,6 +194,19 @@ def random_states() -> list[dict[str, Tensor]]:
     return states
 
 
+# cell set-random-states of notebooks/D_scaling.ipynb
+def set_random_states(states: list[dict[str, Tensor]], step: int) -> None:
+    """Give each process its own state back; new seeds where their number has changed."""
+    world_size = dist.get_world_size() if dist.is_initialized() else 1
+    if len(states) == world_size:
+        own = states[dist.get_rank() if dist.is_initialized() else 0]
+        torch.set_rng_state(own["cpu"])
+        if torch.cuda.is_available() and "cuda" in own:
+            torch.cuda.set_rng_state(own["cuda"])
+    elif dist.is_initialized():
+        seed_rank(step * world_size)
+
+
 # cell distributed-checkpoint of notebooks/D_scaling.ipynb
 class DistributedCheckpoint(Checkpoint):
     """`Checkpoint` for one process or several, whose model is copied (DDP) or sharded (FSDP).
@@ -240,19 +253,13 @@ class DistributedCheckpoint(Checkpoint):
 
     def restore(self, state: TrainState, contents: dict) -> None:
         """Put everything back; each rank takes its own random state."""
-        model, rank = unwrap_model(state.model), dist.get_rank() if dist.is_initialized() else 0
+        model = unwrap_model(state.model)
         if any(isinstance(p, DTensor) for p in model.parameters()):
             load_full_state_dict(model, state.optimizer, contents)
             contents = contents | {"model": model.state_dict(),
                                    "optimizer": state.optimizer.state_dict()}
         super().restore(state, contents)
-        states = contents.get("rank_rng", [])
-        if len(states) == (dist.get_world_size() if dist.is_initialized() else 1):
-            torch.set_rng_state(states[rank]["cpu"])
-            if torch.cuda.is_available() and "cuda" in states[rank]:
-                torch.cuda.set_rng_state(states[rank]["cuda"])
-        elif dist.is_initialized():                    # another number of ranks than before
-            seed_rank(state.step * dist.get_world_size())
+        set_random_states(contents.get("rank_rng", []), state.step)
 
 
 # cell check-fsdp of notebooks/D_scaling.ipynb

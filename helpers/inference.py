@@ -7,7 +7,6 @@ The same notebook makes helpers.pretrain, helpers.corpus, helpers.optim, helpers
 
 import torch
 from torch import Tensor, nn
-
 from helpers.gpt import GPT
 
 __all__ = ["GemvLinear", "optimize_for_inference"]

@@ -9,7 +9,6 @@ import math
 
 import torch
 from torch import Tensor, nn
-
 from helpers.training import has_fast_bfloat16, unwrap_model
 
 __all__ = ["adamw_update", "newton_schulz", "by_shape", "Muon", "wsd_lr"]
@@ -102,7 +101,9 @@ class Muon(torch.optim.Optimizer):
         """Move all parameters that have a gradient."""
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
-            for same in by_shape(params) if group["muon"] else filter(None, [params]):
+            if not params:
+                continue
+            for same in by_shape(params) if group["muon"] else [params]:
                 states = [self.state[p] for p in same]
                 new = self._muon(same, states, group["momentum"]) if group["muon"] else (
                     adamw_update(same, states, group["betas"]))

@@ -22,7 +22,6 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler
-
 from helpers.callbacks import Evaluate
 from helpers.common import get_device, set_seed
 from helpers.data import make_dataloader
