@@ -315,11 +315,12 @@ class GPT(nn.Module):
         """
         validate_token_ids(tokens, self.config.vocab_size)
         past = check_context_length(self.config, tokens.shape[1], kv_cache)
-        positions, mask = position_ids_and_mask(past, past + tokens.shape[1], n_pad, tokens.device)
+        end = past + tokens.shape[1]
+        positions, attn_mask = position_ids_and_mask(past, end, n_pad, tokens.device)
         x = self.token_embedding(tokens) + self.position_embedding(positions)    # (B, T, C)
         x = self.dropout(x)
         for i, block in enumerate(self.blocks):
-            x = block(x, kv_cache[i] if kv_cache else None, mask)                # (B, T, C)
+            x = block(x, kv_cache[i] if kv_cache else None, attn_mask)           # (B, T, C)
         return self.final_norm(x)
 
     def forward(self, tokens: Tensor, kv_cache: list[KVCache] | None = None,

@@ -443,13 +443,13 @@ def load_tokenizer(folder_or_name: str | Path) -> tiktoken.Encoding:
         if bpe(token, ranks, below=ranks[token]) != [vocab.get(half) for half in pair]:
             raise ValueError(f"{broken}: {' '.join(pair)!r} is not what the merges before it in "
                              f"{merges_path.name} leave of {''.join(pair)!r}.")
-    specials = [token for token, i in sorted(vocab.items(), key=lambda item: item[1])
+    special_tokens = [token for token, i in sorted(vocab.items(), key=lambda item: item[1])
                 if token not in byte_of and i >= len(ranks)]
-    if sorted(vocab.values()) != list(range(len(ranks) + len(specials))):
+    if sorted(vocab.values()) != list(range(len(ranks) + len(special_tokens))):
         raise ValueError(f"{vocab_path}: the ids are not 0 to {len(vocab) - 1}, each once.")
-    if words := list(filter(_is_one_piece, specials)):
+    if words := list(filter(_is_one_piece, special_tokens)):
         raise ValueError(f"{vocab_path} has {len(words)} tokens without a merge in "
                          f"{merges_path.name}, {words[0]!r} first: is that file whole?")
-    if END_OF_TEXT not in specials:
+    if END_OF_TEXT not in special_tokens:
         raise ValueError(f"{vocab_path} has no {END_OF_TEXT}, which ends a document here.")
-    return make_encoding(vocab_path.parent.name, list(ranks)[256:], specials)
+    return make_encoding(vocab_path.parent.name, list(ranks)[256:], special_tokens)

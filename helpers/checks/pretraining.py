@@ -328,7 +328,7 @@ def check_groups(my_groups: Callable[..., list[dict]]) -> None:
                        f"the model ({type(p).__name__}).")
                 n = names[id(p)]
                 expect(n not in decay, f"{name}: {n} is in two groups, or twice in one. A tied "
-                       "table is one parameter.")
+                       "weight is one parameter.")
                 decay[n] = value
                 held[-1].add(n)
         missing = [n for n in names.values() if n not in decay]

@@ -116,8 +116,8 @@ def top_p(logits, temperature, p, *, crossing=True, norm=True, order_back=True):
 
 
 def late_temperature(logits, temperature, p):
-    shares = logits.softmax(-1) / temperature
-    return top_p((shares / shares.sum()).log(), 1.0, p)
+    probs = logits.softmax(-1) / temperature
+    return top_p((probs / probs.sum()).log(), 1.0, p)
 
 
 def cut_then_temperature(logits, temperature, p):
