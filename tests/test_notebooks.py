@@ -36,6 +36,7 @@ NAMES = {
     "06_spam_classification",
     "07_instruction_tuning",
     "A_pytorch",
+    "B_lora",
     "C_long_runs",
     "D_scaling",
 }
