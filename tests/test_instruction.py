@@ -1,6 +1,9 @@
 """Tests of helpers.instruction: template, labels, batches, splits, responses and metrics."""
 
+import importlib.util
 import json
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -661,3 +664,42 @@ def test_with_end_tokens_masked_it_does_not_stop(tokenizer, model):
     assert not any(end in ids for ids in generate(small, prompts, 20, eos_token_id=end))
 
 
+
+
+# --- the benchmark ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def benchmark():
+    path = Path(__file__).parent / "benchmarks" / "instruction.py"
+    spec = importlib.util.spec_from_file_location("benchmarks_instruction", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module                  # a dataclass looks its module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_benchmark_plans_what_the_chapter_reads(benchmark):
+    wanted = {"base", "masking", "examples", "epochs", "learning rate", "lora", "end masked",
+              "kind included"}
+    for quick in (True, False):
+        runs = benchmark.plan(quick)
+        assert {run.experiment for run in runs} == wanted
+        assert len(set(runs)) == len(runs)                            # none is done twice
+    assert len({run.seed for run in runs if run.experiment == "masking"}) >= 3
+
+
+def test_the_benchmark_trains_and_measures_one_run(benchmark, monkeypatch):
+    """Eight examples, eight responses: what it counts is what it says."""
+    monkeypatch.setattr(benchmark, "MAX_NEW_TOKENS", 4)
+    bench = benchmark.Bench("negative", quick=True)
+    bench.test = bench.test[:8]
+    run = benchmark.Run("masking", epochs=1, n_train=8, every_epoch=True, record="full")
+    rows, recorded = bench(run)
+    assert len(rows) == 1 and rows[0]["n_train"] == 8 and rows[0]["steps"] == rows[0]["epoch"] == 1
+    assert rows[0]["n_closed"] + rows[0]["n_open"] == len(recorded["full"]) == 8
+    assert 0 <= rows[0]["exact_match"] <= 100 and 0 <= rows[0]["ended"] <= 1
+    before = bench(benchmark.Run("base", epochs=0))[0][0]
+    assert rows[0]["val_loss"] != before["val_loss"]
+    assert all(e["kind"] != "negative" for e in bench.train)
+    assert {e["kind"] for e in bench.held_out} == {"negative"}
