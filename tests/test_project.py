@@ -84,6 +84,12 @@ def test_every_notebook_is_in_the_readme() -> None:
     assert missing == []
 
 
+def test_results_in_the_readme_are_those_of_the_files() -> None:
+    run = subprocess.run([sys.executable, "tests/benchmarks/tables.py", "--check"], cwd=ROOT,
+                         capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
 @pytest.mark.parametrize("command", [["check", "."]])
 def test_ruff(command: list[str]) -> None:
     run = subprocess.run([sys.executable, "-m", "ruff", *command, "--no-cache"], cwd=ROOT,
