@@ -305,7 +305,8 @@ WRONG = [
     ("check_train_filter", always(by_rule), "not better yet"),
     ("check_train_filter", by_rule, "AttributeError"),
     ("check_train_filter", lambda messages: True, "expected a function"),
-    ("check_train_filter", always(the_match), "returned None"),
+    ("check_train_filter", always(lambda text: None), "returned None"),
+    ("check_train_filter", always(the_match), "the filter"),        # a match or None, by message
     ("check_train_filter", always(score), "True or False"),
     ("check_train_filter", always(upside_down), "other way round"),
     ("check_train_filter", always(by_chance), "second time"),
