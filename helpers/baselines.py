@@ -97,7 +97,8 @@ def spam_words(texts: Sequence[str], labels: Sequence[int], n: int) -> list[str]
 
 
 # cell logistic-regression of notebooks/06_spam_classification.ipynb
-def fit_logistic_regression(features: Tensor, labels: Tensor, C: float = 1.0) -> nn.Linear:
+def fit_logistic_regression(features: Tensor, labels: Tensor, C: float = 1.0,
+                            sample_weight: Tensor | None = None) -> nn.Linear:
     """Two-class logistic regression: a linear layer whose sigmoid is the probability of class 1.
 
     Minimizes C times the summed cross-entropy plus half the squared norm of the weights, the bias
@@ -106,6 +107,7 @@ def fit_logistic_regression(features: Tensor, labels: Tensor, C: float = 1.0) ->
     Args:
         features: (N, D), any float type.
         labels: (N,), 0 or 1.
+        sample_weight: (N,), of each cross-entropy; 1 unless given.
 
     Example:
         >>> layer = fit_logistic_regression(torch.tensor([[-1.0], [1.0]]), torch.tensor([0, 1]))
@@ -120,7 +122,8 @@ def fit_logistic_regression(features: Tensor, labels: Tensor, C: float = 1.0) ->
 
     def objective() -> Tensor:
         optimizer.zero_grad()
-        loss = F.binary_cross_entropy_with_logits(x @ weight + bias, y, reduction="sum")
+        loss = F.binary_cross_entropy_with_logits(x @ weight + bias, y, sample_weight,
+                                                  reduction="sum")
         loss = C * loss + weight.square().sum() / 2
         loss.backward()
         return loss

@@ -25,7 +25,7 @@ from helpers.data import pad_sequences
 from helpers.gpt import GPT, GPTConfig, init_weights
 from helpers.pretrained import hf_key_map, load_config, save_pretrained
 from helpers.tokenizer import encode, eos_token_id, load_tokenizer
-from helpers.training import eval_mode, to_device
+from helpers.training import IGNORE_INDEX, eval_mode, to_device
 
 __all__ = [
     "LABELS",
@@ -40,6 +40,7 @@ __all__ = [
     "GPTForSequenceClassification",
     "predict_logits",
     "classification_loss",
+    "auxiliary_loss",
     "confusion_matrix",
     "classification_metrics",
     "evaluate",
@@ -57,8 +58,8 @@ LABELS = ("ham", "spam")    # the position of a label is its class: ham 0, spam 
 def read_messages(path: str | Path, labels: Sequence[str] = LABELS) -> pd.DataFrame:
     """Read labelled messages, one a line: a label, a tab, the text, without a header.
 
-    Only a line feed ends a line (or a carriage return and a line feed). Further tabs belong to the
-    text, and so do quotation marks: this is not a spreadsheet's CSV. Blank lines are passed over.
+    Only a line feed ends a line (or a carriage return and a line feed). Further tabs and quotation
+    marks belong to the text. Blank lines are passed over.
 
     Returns:
         A table with the columns `label` and `text`, both strings, in the order of the file.
@@ -363,12 +364,6 @@ def predict_logits(model: nn.Module, loader: Iterable) -> tuple[Tensor, Tensor]:
 
     Raises:
         ValueError: the loader gave no batch.
-
-    Example:
-        >>> config = GPTConfig(vocab_size=9, context_length=4, n_embd=8, n_head=2, n_layer=1)
-        >>> batch = torch.tensor([[1, 2], [3, 0]]), torch.tensor([2, 1]), torch.tensor([0, 1])
-        >>> predict_logits(GPTForSequenceClassification(GPT(config)), [batch])[1]
-        tensor([0, 1])
     """
     device, logits, labels = next(model.parameters()).device, [], []
     with eval_mode(model, loader):
@@ -399,6 +394,24 @@ def classification_loss(model: nn.Module,
     tokens, lengths, labels = batch
     logits = model(tokens, lengths)                                   # (B, n_classes)
     return F.cross_entropy(logits.float(), labels, reduction="sum"), len(labels)
+
+
+# cell auxiliary-loss of notebooks/06_spam_classification.ipynb
+def auxiliary_loss(model: GPTForSequenceClassification, batch: tuple[Tensor, Tensor, Tensor],
+                   weight: float = 0.5) -> tuple[Tensor, int]:
+    """`classification_loss` plus `weight` times the language model's loss on the same messages.
+
+    As in Radford et al. 2018, Improving Language Understanding by Generative Pre-Training.
+    """
+    tokens, lengths, labels = batch
+    hidden = model.gpt.hidden_states(tokens)                                     # (B, T, C)
+    total = F.cross_entropy(model.head(model.pool(hidden, lengths)).float(), labels,
+                            reduction="sum")
+    padding = torch.arange(1, tokens.shape[1], device=tokens.device) >= lengths[:, None]
+    targets = tokens[:, 1:].masked_fill(padding, IGNORE_INDEX)                   # (B, T - 1)
+    lm = F.cross_entropy(model.gpt.lm_head(hidden[:, :-1]).float().flatten(0, 1),
+                         targets.flatten(), reduction="sum")
+    return total + weight * len(labels) * lm / max(1, int((~padding).sum())), len(labels)
 
 
 # cell confusion-matrix of notebooks/06_spam_classification.ipynb
@@ -459,12 +472,6 @@ def evaluate(model: nn.Module, loader: Iterable, positive: int = 1) -> dict:
 
     Raises:
         ValueError: the loader gave no batch.
-
-    Example:
-        >>> config = GPTConfig(vocab_size=9, context_length=4, n_embd=8, n_head=2, n_layer=1)
-        >>> batch = torch.tensor([[1, 2], [3, 0]]), torch.tensor([2, 1]), torch.tensor([0, 1])
-        >>> sorted(evaluate(GPTForSequenceClassification(GPT(config)), [batch]))
-        ['accuracy', 'confusion', 'f1', 'loss', 'precision', 'recall']
     """
     logits, labels = predict_logits(model, loader)                    # (N, n_classes), (N,)
     confusion = confusion_matrix(labels, logits.argmax(dim=-1), logits.shape[-1])

@@ -719,6 +719,17 @@ def test_logistic_regression_equals_scikit_learn(C):
     assert layer.weight.dtype == torch.float64
 
 
+def test_sample_weights_equal_scikit_learns():
+    x, y = Tfidf(TEXTS)(TEXTS), torch.tensor([1, 0, 0, 1, 0, 1])
+    weights = torch.tensor([1.0, 2.0, 0.5, 3.0, 1.0, 0.0]).double()
+    layer = fit_logistic_regression(x, y, 5.0, weights)
+    theirs = LogisticRegression(C=5.0, tol=1e-8, max_iter=2000)
+    theirs.fit(x.numpy(), y.numpy(), sample_weight=weights.numpy())
+    torch.testing.assert_close(layer(x)[:, 0].sigmoid(),
+                               torch.tensor(theirs.predict_proba(x.numpy())[:, 1]),
+                               atol=1e-4, rtol=1e-3)
+
+
 def test_logistic_regression_keeps_the_dtype_and_learns():
     x = torch.randn(200, 3, generator=torch.Generator().manual_seed(0))
     y = (x @ torch.tensor([1.0, -2.0, 0.5]) > 0.3).long()
