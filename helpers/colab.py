@@ -37,7 +37,7 @@ if "COLAB_RELEASE_TAG" in os.environ and importlib.util.find_spec("helpers") is 
         done = subprocess.run(["git", "clone", "-q", "--depth", "1", repository, folder],
                               capture_output=True, text=True)
         if done.returncode:
-            raise SystemExit(f"{repository} could not be fetched: {done.stderr.strip()}")
+            raise SystemExit(repository + f" could not be fetched: {done.stderr.strip()}")
     needed = ["huggingface_hub", "pandas", "pooch", "requests", "safetensors", "tiktoken", "tqdm"]
     if missing := [name for name in needed if importlib.util.find_spec(name) is None]:
         subprocess.run([sys.executable, "-m", "pip", "install", "-q", *missing], check=True)

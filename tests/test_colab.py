@@ -62,14 +62,19 @@ def test_a_lone_notebook_runs(checkout: Path, tmp_path: Path, name: str, limit: 
         assert str(lone) in run.stdout.splitlines()[-1]
 
 
-@pytest.mark.parametrize(("url", "message"), [
-    ("", "Put the address of the series"), (ADDRESS, "could not be fetched: ")])
-def test_what_is_wrong_on_colab_is_said_in_a_sentence(tmp_path: Path, url: str,
+@pytest.mark.parametrize(("url", "typed", "message"), [
+    ("", "", "Put the address of the series"),
+    (ADDRESS, ADDRESS, f"{ADDRESS} could not be fetched: "),
+    ("", ADDRESS, f"{ADDRESS} could not be fetched: ")])    # by the learner, into the cell
+def test_what_is_wrong_on_colab_is_said_in_a_sentence(tmp_path: Path, url: str, typed: str,
                                                       message: str) -> None:
     cells = [{"cell_type": "markdown", "source": ["# t"]},
              {"cell_type": "code", "id": "setup", "source": ["# On Colab"]}]
     notebook = tmp_path / "lone.ipynb"
-    notebook.write_text(json.dumps(colab.stamped({"cells": cells}, url, "lone.ipynb")))
+    stamp = colab.stamped({"cells": cells}, url, "lone.ipynb")
+    setup = "".join(stamp["cells"][1]["source"])
+    stamp["cells"][1]["source"] = setup.replace(f'repository = "{url}"', f'repository = "{typed}"')
+    notebook.write_text(json.dumps(stamp))
     run = run_lone(notebook, 1, environment(tmp_path / "nowhere"))
     assert run.returncode == 1 and message in run.stderr
     assert "Traceback" not in run.stderr
