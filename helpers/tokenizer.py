@@ -44,8 +44,10 @@ END_OF_TEXT = "<|endoftext|>"
 
 
 # cell merge-pair of notebooks/02_text.ipynb
-def merge(ids: list[int], pair: tuple[int, int], new_id: int) -> list[int]:
+def merge(ids: Sequence, pair: tuple, new_id: object) -> list:
     """Replace each occurrence of `pair` in `ids`, from the left, by `new_id`.
+
+    The ids may be numbers, or symbols of any other kind, such as strings or bytes.
 
     Example:
         >>> merge([1, 2, 3, 1, 2], (1, 2), 9)
