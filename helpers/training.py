@@ -132,7 +132,7 @@ def lm_loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, int
 
 # cell has-fast-bfloat16 of notebooks/05_pretraining.ipynb
 def has_fast_bfloat16(device: torch.device) -> bool:
-    """Whether the device multiplies bfloat16 faster than float32."""
+    """Whether the device has instructions for matrix products in bfloat16."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type != "cpu":
@@ -143,7 +143,9 @@ def has_fast_bfloat16(device: torch.device) -> bool:
 
 # cell autocast-context of notebooks/05_pretraining.ipynb
 def autocast_context(precision: str, device: torch.device):
-    """A context in which the model computes in "float32", "bfloat16", or what is faster ("auto").
+    """A context in which the model computes in "float32" or "bfloat16" (mixed precision).
+
+    "auto" is "bfloat16" where `has_fast_bfloat16` says so, and "float32" elsewhere.
 
     Raises:
         ValueError: another name.
@@ -297,7 +299,7 @@ class TrainConfig:
     betas: tuple[float, float] = (0.9, 0.95)
     max_grad_norm: float | None = 1.0    # None: no gradient clipping
     grad_accum_steps: int = 1            # micro-batches to a step
-    precision: str = "float32"           # "bfloat16" (autocast), or "auto" for the faster one
+    precision: str = "float32"           # "bfloat16", or "auto": see `autocast_context`
     compile: bool = False                # run the model through torch.compile
 
     def __post_init__(self) -> None:
