@@ -38,7 +38,8 @@ if "COLAB_RELEASE_TAG" in os.environ and importlib.util.find_spec("helpers") is 
                               capture_output=True, text=True)
         if done.returncode:
             raise SystemExit(repository + f" could not be fetched: {done.stderr.strip()}")
-    needed = ["huggingface_hub", "pandas", "pooch", "requests", "safetensors", "tiktoken", "tqdm"]
+    needed = ["gguf", "huggingface_hub", "pandas", "pooch", "requests", "safetensors", "tiktoken",
+              "tqdm"]
     if missing := [name for name in needed if importlib.util.find_spec(name) is None]:
         subprocess.run([sys.executable, "-m", "pip", "install", "-q", *missing], check=True)
     sys.path.insert(0, folder)

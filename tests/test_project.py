@@ -52,7 +52,7 @@ def test_the_series_itself_is_installed() -> None:
 
 def test_imports_of_helpers_are_among_the_requirements() -> None:
     known = {"torch", "numpy", "regex"} | requirements().keys()   # numpy, regex: with tiktoken etc.
-    known |= {"nbformat", "ipython"}                              # with jupyterlab
+    known |= {"nbformat", "ipython", "urllib3"}                   # with jupyterlab; requests
     known |= set(sys.stdlib_module_names) | {"helpers"}
     for path in (ROOT / "helpers").rglob("*.py"):
         tree = ast.parse(path.read_text(encoding="utf-8"))

@@ -32,8 +32,8 @@ SPAM = {"majority": "majority class", "length": "length alone", "keywords": "key
 
 def percent(values: pd.Series) -> str:
     """Mean in per cent, and the standard deviation where there are several seeds."""
-    spread = f" ± {100 * values.std():.1f}" if len(values) > 1 else ""
-    return f"{100 * values.mean():.1f}{spread}" if len(values) else "-"
+    deviation = f" ± {100 * values.std():.1f}" if len(values) > 1 else ""
+    return f"{100 * values.mean():.1f}{deviation}" if len(values) else "-"
 
 
 def spam_table() -> str:
@@ -41,9 +41,9 @@ def spam_table() -> str:
     rows = pd.read_csv(RESULTS / "spam.csv")
     rows = rows[rows["experiment"].isin(["seeds", "baselines"])]
     sizes = {name: int(part["n_test"].iloc[0]) for name, part in rows.groupby("collection")}
-    lines = [f"| classifier | this project's messages ({sizes['sample']} in the test) | UCI "
-             f"({sizes['uci']}) | trained on ours, tested on UCI | trained on UCI, tested on ours | "
-             "seeds |", "|---|---|---|---|---|---|"]
+    lines = [f"| classifier | this project's messages ({sizes['sample']} in the test) "
+             f"| UCI ({sizes['uci']}) | trained on ours, tested on UCI "
+             "| trained on UCI, tested on ours | seeds |", "|---|---|---|---|---|---|"]
     for method, name in SPAM.items():
         found = rows[rows["method"] == method]
         if found.empty:
@@ -84,9 +84,10 @@ def main() -> int:
     old = new = path.read_text(encoding="utf-8")
     for name, table in (("spam", spam_table()), ("instruction", instruction_table())):
         block = f"<!-- results: {name} -->\n\n{table}\n\n<!-- end -->"
-        new, found = re.subn(rf"<!-- results: {name} -->.*?<!-- end -->", lambda _: block, new,
-                             count=1, flags=re.DOTALL)
-        if not found:
+        place = re.search(rf"<!-- results: {name} -->.*?<!-- end -->", new, flags=re.DOTALL)
+        if place:
+            new = new[:place.start()] + block + new[place.end():]
+        else:
             print(f"README.md has no place for the results of {name}.")
             return 1
     if check and new != old:
