@@ -125,7 +125,7 @@ def write_checkpoint(path: str | Path, contents: dict) -> None:
             torch.save(contents, temporary)
         except (OSError, RuntimeError) as error:    # which of the two a full disk gives, varies
             raise OSError(f"The checkpoint {path} could not be written ({error}). Is the disk "
-                          "full? An older checkpoint of that name is untouched.") from error
+                          "full? An older checkpoint of that name is unchanged.") from error
 
 
 # cell read-checkpoint of notebooks/C_long_runs.ipynb

@@ -456,7 +456,8 @@ class Order(Callback):
 
     def on_step_end(self, state):
         self.calls.append((self.name, "step", state.step))
-        state.should_stop = state.step == 2
+        if state.step == 2:
+            state.should_stop = True
 
     def on_train_end(self, state):
         self.calls.append((self.name, "end", state.step))

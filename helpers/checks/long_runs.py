@@ -62,9 +62,10 @@ def check_early_stopping(my_early_stopping: type) -> None:
     expect(inspect.isclass(my_early_stopping),
            f"{name}: expected the class itself, got {type(my_early_stopping).__name__}.")
 
-    def stops_at(losses: list[float | None], patience: int, stopped: bool = False) -> int | None:
+    def stops_at(losses: list[float | None], patience: int, *min_delta: float,
+                 stopped: bool = False) -> int | None:
         """The number of the evaluation, steps without one counted too, after which it stops."""
-        callback = call(my_early_stopping, patience)
+        callback = call(my_early_stopping, patience, *min_delta)
         state = SimpleNamespace(step=0, should_stop=stopped, record={}, total_steps=100,
                                 history=SimpleNamespace(records=[]))
         if hasattr(callback, "on_train_start"):
@@ -102,6 +103,14 @@ def check_early_stopping(my_early_stopping: type) -> None:
     found = stops_at([3.0, None, None, 3.1, None, 3.2], 2)
     expect(found == 6, f"{name}: steps without val_loss do not count. Expected to stop after 6, "
                        f"stopped after {found}.")
+    found = stops_at([3.0, 2.95, 2.95], 2, 0.1)
+    expect(found == 3, f"{name}: with min_delta 0.1 a loss of 2.95 after 3.0 is no "
+                       "improvement. Losses 3.0, 2.95, 2.95 with patience 2 stop after 3, "
+                       f"here after {found}.")
+    found = stops_at([3.0, 2.96, 2.92, 2.88], 3, 0.1)
+    expect(found is None, f"{name}: with min_delta 0.1 losses of 3.0, 2.96, 2.92, 2.88 end with an "
+                          "improvement: 2.88 is lower than 3.0, the loss of the last improvement, "
+                          f"by more than 0.1. With patience 3 it stopped after {found}.")
     stops_at(falling, 2, stopped=True)
     first, second = call(my_early_stopping, 1), call(my_early_stopping, 1)
     expect(first is not second and stops_at([1.0, 0.5], 1) is None,

@@ -47,11 +47,12 @@ def position_no_default(step, n_batches, grad_accum_steps=2):
 class Stopping:
     """Right; with mistakes in its heirs."""
 
-    def __init__(self, patience):
-        self.patience, self.best, self.waited = patience, math.inf, 0
+    def __init__(self, patience, min_delta=0.0):
+        self.patience, self.min_delta = patience, min_delta
+        self.best, self.waited = math.inf, 0
 
     def is_better(self, loss):
-        return loss < self.best
+        return loss < self.best - self.min_delta
 
     def on_step_end(self, state):
         if "val_loss" in state.record:
@@ -60,8 +61,20 @@ class Stopping:
                 state.should_stop = True
 
     def see(self, loss):
-        better = self.is_better(loss)
-        self.waited = 0 if better else self.waited + 1
+        if self.is_better(loss):
+            self.best, self.waited = loss, 0
+        else:
+            self.waited += 1
+
+
+class IgnoresMinDelta(Stopping):
+    def is_better(self, loss):
+        return loss < self.best
+
+
+class ComparesWithTheLowest(Stopping):
+    def see(self, loss):
+        self.waited = 0 if self.is_better(loss) else self.waited + 1
         self.best = min(self.best, loss)
 
 
@@ -120,7 +133,7 @@ class NeverStops(Stopping):
 class HistoryInTheClass(Stopping):
     losses = []
 
-    def __init__(self, patience):
+    def __init__(self, patience, min_delta=0.0):
         self.patience = patience
 
     def on_step_end(self, state):
@@ -134,12 +147,16 @@ class HistoryInTheClass(Stopping):
 class FromTheHistory:
     """Right, without a memory of its own."""
 
-    def __init__(self, patience):
-        self.patience = patience
+    def __init__(self, patience, min_delta=0.0):
+        self.patience, self.min_delta = patience, min_delta
 
     def on_step_end(self, state):
-        losses = [r["val_loss"] for r in state.history.records if "val_loss" in r]
-        if losses and len(losses) - 1 - losses.index(min(losses)) >= self.patience:
+        best, waited = math.inf, 0
+        for record in state.history.records:
+            if "val_loss" in record:
+                better = best - record["val_loss"] > self.min_delta
+                best, waited = (record["val_loss"], 0) if better else (best, waited + 1)
+        if waited >= self.patience:
             state.should_stop = True
 
 
@@ -183,6 +200,8 @@ WRONG = [
     ("check_data_position", position_per_epoch_steps, "in all, so expected"),
     ("check_data_position", position_one_number, "expected two numbers"),
     ("check_data_position", position_no_default, "1 where it is not given"),
+    ("check_early_stopping", IgnoresMinDelta, "2.95 after 3.0 is no"),
+    ("check_early_stopping", ComparesWithTheLowest, "end with an improvement"),
     ("check_early_stopping", EqualIsBetter, "equal loss"),
     ("check_early_stopping", OneTooLate, "after evaluation 4"),
     ("check_early_stopping", NeverReset, "begins anew"),
