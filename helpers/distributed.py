@@ -116,7 +116,8 @@ class DistributedInterrupt(GracefulInterrupt):
         flag = torch.tensor(float(self.raised), device=next(state.model.parameters()).device)
         if dist.is_initialized():
             dist.all_reduce(flag, op=dist.ReduceOp.MAX)
-        state.should_stop = bool(flag)
+        if flag:
+            state.should_stop = True               # a stop that is asked for is never taken back
 
     def _note(self, number: int, frame: object) -> None:
         if self.raised:

@@ -38,7 +38,7 @@ def adamw_update(params: list[Tensor], states: list[dict],
 
 # cell newton-schulz of notebooks/D_scaling.ipynb
 def newton_schulz(matrices: Tensor, steps: int = 5) -> Tensor:
-    """Bring all singular values of a matrix (m, n), or of each of a batch, to about one.
+    """Bring all singular values of a matrix (r, q), or of each of a batch, to about one.
 
     Newton-Schulz iteration with the coefficients of Jordan et al. 2024 (the Muon optimizer), which
     stop near one, between 0.7 and 1.2, instead of converging slowly; small singular values
@@ -55,7 +55,7 @@ def newton_schulz(matrices: Tensor, steps: int = 5) -> Tensor:
     x = x.mT if tall else x                                       # the small square is cheaper
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)    # no singular value above one
     for _ in range(steps):
-        square = x @ x.mT                                         # (..., m, m)
+        square = x @ x.mT                                         # (..., r, r)
         x = a * x + (b * square + c * square @ square) @ x
     return (x.mT if tall else x).to(matrices.dtype)
 
@@ -74,7 +74,7 @@ class Muon(torch.optim.Optimizer):
     """Muon for the matrices of a GPT's blocks, AdamW for its tables, norms and biases.
 
     Jordan et al. 2024; the step size is that of Liu et al. 2025 (arXiv:2502.16982), section 2.2:
-    0.2 sqrt(max(m, n)) for a matrix (m, n). Decay, decoupled, on matrices and tables only.
+    0.2 sqrt(max(r, q)) for a matrix (r, q). Decay, decoupled, on matrices and tables only.
 
     Example:
         >>> config = GPTConfig(vocab_size=9, context_length=4, n_embd=8, n_head=2, n_layer=1)

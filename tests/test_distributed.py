@@ -14,7 +14,8 @@ import pytest
 import torch
 from small_corpus import RECIPE, TEXTS, assert_same_run, command, environment, make_corpus, tiny
 
-from helpers.checkpoint import ResumableLoader, read_checkpoint, restore
+from helpers.checkpoint import GracefulInterrupt, ResumableLoader, read_checkpoint, restore
+from helpers.distributed import DistributedInterrupt
 from helpers.gpt import GPT, GPTConfig
 from helpers.optim import Muon
 from helpers.pretrain import load_run_config, make_loaders
@@ -22,10 +23,12 @@ from helpers.pretrained import load_pretrained
 from helpers.tokenizer import train_bpe
 from helpers.training import (
     IGNORE_INDEX,
+    Callback,
     History,
     TrainConfig,
     TrainState,
     configure_optimizer,
+    fit,
     lm_loss,
     train_step,
 )
@@ -34,6 +37,25 @@ from helpers.training import (
 @pytest.fixture(scope="module")
 def tokenizer():
     return train_bpe(TEXTS, 300)
+
+
+# ---- one process
+
+
+class StopAfterTwo(Callback):
+    def on_step_end(self, state):
+        if state.step == 2:
+            state.should_stop = True
+
+
+@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize("interrupt", [GracefulInterrupt, DistributedInterrupt])
+def test_a_stop_that_another_callback_asked_for_is_kept(interrupt, before):
+    batch = torch.tensor([[1, 2, 3]]), torch.tensor([[2, 3, 4]])
+    model = GPT(GPTConfig(vocab_size=9, context_length=4, n_embd=8, n_head=2, n_layer=1))
+    callbacks = [StopAfterTwo(), interrupt()] if before else [interrupt(), StopAfterTwo()]
+    history = fit(model, [batch], TrainConfig(max_steps=4), callbacks=callbacks)
+    assert history.interrupted and history.last("step") == 2
 
 
 # ---- two processes
