@@ -19,9 +19,14 @@ from pathlib import Path
 
 import nbformat
 from jinja2 import DictLoader
-from latex2mathml.converter import convert
 from nbconvert import HTMLExporter
 from nbformat import NotebookNode
+
+try:
+    from latex2mathml.converter import convert
+except ImportError:                                    # only this module needs it
+    raise ModuleNotFoundError("Rendering the site needs the package latex2mathml: "
+                              "pip install latex2mathml") from None
 
 # Of nbconvert's page: no scripts from elsewhere, and a collapsed cell folded away.
 TEMPLATE = """
