@@ -3,13 +3,13 @@
     python tests/benchmarks/lora.py --out data/results/lora.csv         # a GPU: about two minutes
     python tests/benchmarks/lora.py --out runs/lora.csv --quick         # each setting for two steps
 
-Four experiments. `methods`: each method of appendix B with the learning rate that had the lowest
+Five experiments. `methods`: each method of appendix B with the learning rate that had the lowest
 validation loss in `learning_rate` (two seeds for each rate), on all training messages, and in
-`few_labels` on a hundred of them. `rank` and `targets`: LoRA of several ranks, and on several sets
-of layers. The split is the same in all runs; a seed decides the initialization of what is new, the
-order of the messages, and which hundred are taken. The test set is measured in every run and
-chooses nothing. Runs are divided over processes, since such small models leave most of a GPU idle,
-so `seconds` compares runs of one file only, roughly.
+`few_labels` on a hundred of them. `rank`, `rank_fixed_alpha` and `targets`: LoRA of several ranks,
+and on several sets of layers. The split is the same in all runs; a seed decides the initialization
+of what is new, the order of the messages, and which hundred are taken. The test set is measured in
+every run and chooses nothing. Runs are divided over processes, since such small models leave most
+of a GPU idle, so `seconds` compares runs of one file only, roughly.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ from helpers.quantization import nf4_codebook, quantize_linear_layers
 from helpers.training import TrainConfig, fit
 
 LEARNING_RATES = {
-    "full fine-tuning": (1e-4, 3e-4, 1e-3),
-    "LoRA": (1e-3, 3e-3, 1e-2),
-    "adapters": (1e-3, 3e-3, 1e-2),
-    "prefix tuning": (3e-3, 1e-2, 3e-2),
-    "prompt tuning": (1e-2, 3e-2, 1e-1),
-    "BitFit": (1e-3, 3e-3, 1e-2),
-    "last block": (3e-4, 1e-3, 3e-3),
-    "head": (3e-3, 1e-2, 3e-2),
+    "full fine-tuning": (1e-4, 3e-4, 1e-3, 3e-3),
+    "LoRA": (1e-3, 3e-3, 1e-2, 3e-2),
+    "adapters": (1e-3, 3e-3, 1e-2, 3e-2),
+    "prefix tuning": (1e-3, 3e-3, 1e-2, 3e-2),
+    "prompt tuning": (1e-3, 3e-3, 1e-2, 3e-2),
+    "BitFit": (1e-3, 3e-3, 1e-2, 3e-2),
+    "last block": (3e-4, 1e-3, 3e-3, 1e-2),
+    "head": (1e-3, 3e-3, 1e-2, 3e-2),
 }
 TARGETS = ("qkv", "output_projection", "up_projection", "down_projection", "qkv output_projection",
            "up_projection down_projection")
@@ -179,16 +179,20 @@ def best_rates(rows: Iterable[dict]) -> dict[str, float]:
 
 
 def later_runs(rates: dict[str, float], seeds: int) -> Iterator[dict]:
-    """The runs of the other experiments, seed after seed; for `rank` and `targets` three seeds."""
+    """The runs of the other experiments, seed after seed.
+
+    `rank` keeps alpha / r as it is in `methods`; `rank_fixed_alpha` keeps alpha.
+    """
     for seed in range(seeds):
         for method, lr in rates.items():
             run = DEFAULT | sizes(method) | {"seed": seed, "lr": lr}
             yield run
             yield run | {"experiment": "few_labels", "n_train": 100}
         lora = DEFAULT | {"lr": rates["LoRA"], "seed": seed}
-        for r in RANKS if seed < 3 else ():
+        for r in RANKS:
             yield lora | {"experiment": "rank", "r": r, "alpha": 2.0 * r}
-        for targets in TARGETS if seed < 3 else ():
+            yield lora | {"experiment": "rank_fixed_alpha", "r": r, "alpha": 8.0}
+        for targets in TARGETS:
             yield lora | {"experiment": "targets", "target_modules": targets}
 
 

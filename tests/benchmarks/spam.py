@@ -6,8 +6,9 @@ Runs on the messages that ship with the series and, where LLM_DATA_DIR has it or
 on the UCI collection; on CUDA where there is one (some minutes on an H200 with `--workers 10`),
 else on the CPU (hours; `--seeds 1 --epochs 1 --only baselines,seeds` is a quick look).
 
-The validation set chooses learning rate (at seed 0) and epoch (for each run); the test set is
-predicted once for each run, with the parameters of the chosen epoch. A row has all settings, the
+The validation set chooses learning rate (the lowest mean loss over `--grid-seeds` seeds) and epoch
+(for each run); the test set is predicted once for each run, with the parameters of the chosen
+epoch. `--resume` takes over the runs that the file already has. A row has all settings, the
 scores, and in `wrong` the rows of the test set that were classified wrongly, for paired tests.
 
 Experiments: baselines; grid and seeds (which parameters to train); curve (labels needed, pretrained
@@ -75,9 +76,11 @@ FIELDS = ("experiment", "collection", "method", "pooling", "n_train", "seed", "l
           "batch_size", "max_epochs", "epoch", "trained_params", "val_loss", "val_accuracy",
           "n_test", "accuracy", "precision", "recall", "f1", "test_loss", "cross_accuracy",
           "n_repeats", "accuracy_on_repeats", "accuracy_on_others", "seconds", "device", "wrong")
-GRID = {"all": (1e-4, 3e-4, 1e-3), "last": (3e-4, 1e-3, 3e-3), "lora": (1e-3, 3e-3, 1e-2),
-        "random": (3e-4, 1e-3, 3e-3), "dropout": (3e-4, 1e-3), "auxiliary": (3e-4, 1e-3)}
-WHOLE = {"random", "dropout", "auxiliary"}        # train all parameters too, see `build`
+GRID = {"all": (1e-4, 3e-4, 1e-3, 3e-3), "last": (3e-4, 1e-3, 3e-3, 1e-2),
+        "lora": (1e-3, 3e-3, 1e-2, 3e-2), "random": (1e-4, 3e-4, 1e-3, 3e-3),
+        "dropout": (1e-4, 3e-4, 1e-3, 3e-3), "auxiliary": (1e-4, 3e-4, 1e-3, 3e-3),
+        "auxiliary dropout": (3e-4, 1e-3, 3e-3)}
+WHOLE = {"random", "dropout", "auxiliary", "auxiliary dropout"}    # train all parameters: `build`
 SCORES = {"accuracy", "precision", "recall", "f1", "test_loss", "cross_accuracy", "wrong"}
 SHOWN = ("experiment", "collection", "method", "pooling", "n_train", "seed", "lr", "epoch",
          "val_accuracy", "accuracy")
@@ -296,7 +299,7 @@ def build(task: Task, base: GPT, device: torch.device) -> GPTForSequenceClassifi
     gpt = copy.deepcopy(base)
     if task.method == "random":
         gpt = GPT(base.config)
-    elif task.method == "dropout":
+    elif "dropout" in task.method:
         gpt = GPT(replace(base.config, dropout=0.1))
         gpt.load_state_dict(base.state_dict())
     trainable = "all" if task.method in WHOLE else task.method.replace("lora", "head")
@@ -328,6 +331,30 @@ class KeepBest(Callback):
         state.model.load_state_dict(self.best[3], strict=False)
 
 
+def task_key(task: Task) -> tuple[str, ...]:
+    """What makes a run the one it is, in the words of the file."""
+    n_train = task.n_train or 0
+    return (task.experiment, task.collection, task.method, task.pooling, str(n_train),
+            str(task.seed), f"{task.lr:g}", str(task.max_epochs))
+
+
+def finished_runs(path: Path) -> dict[tuple[str, ...], list[dict]]:
+    """The rows of an earlier file by `task_key`."""
+    rows: dict[tuple[str, ...], list[dict]] = {}
+    with open(path, encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            n = row["n_train"] if row["experiment"] == "curve" else 0
+            task = Task(row["experiment"], row["collection"], row["method"],
+                        float(row["lr"] or 0), int(row["seed"]), int(n),
+                        row["pooling"] or "last token", max_epochs=int(row["max_epochs"] or 0))
+            if not row["pooling"]:
+                task = replace(task, method="baselines", max_epochs=Task.max_epochs)
+            row["val_loss"] = float(row["val_loss"] or "nan")
+            row["lr"] = float(row["lr"] or 0)
+            rows.setdefault(task_key(task), []).append(row)
+    return rows
+
+
 @functools.lru_cache(maxsize=1)
 def load_base(name: str, device: str) -> tuple[GPT, object]:
     torch.set_num_threads(1 if device != "cpu" else torch.get_num_threads())
@@ -346,7 +373,7 @@ def run_task(task: Task, base_name: str, device_name: str, others: tuple[str, ..
     train = first(train, task.n_train, task.seed)
     loader = make_loader(train, tokenizer, T, task.batch_size, shuffle=True, seed=task.seed)
     model = build(task, base, device)
-    loss_fn = auxiliary_loss if task.method == "auxiliary" else classification_loss
+    loss_fn = auxiliary_loss if "auxiliary" in task.method else classification_loss
     began = time.perf_counter()
     keep = KeepBest(make_loader(val, tokenizer, T, 256), every=len(loader))
     fit(model, loader, TrainConfig(epochs=task.max_epochs, lr=task.lr), loss_fn=loss_fn,
@@ -385,9 +412,10 @@ def later_tasks(rates: dict[tuple[str, str], float], seeds: range, epochs: int,
         tasks.append(Task("baselines", c, "baselines"))
         for n, most in ((50, 20), (200, 10), (1000, epochs)):
             if n < len(load_split(c)[0]):
-                tasks += [Task("curve", c, m, rates.get((c, m), 0.0), seed, n,
+                tasks += [Task("curve", c, m, rates[c, m], seed, n,
                                max_epochs=min(most, 4 * epochs))
-                          for m in ("all", "random", "baselines") for seed in seeds]
+                          for m in ("all", "random") for seed in seeds]
+                tasks += [Task("curve", c, "baselines", seed=seed, n_train=n) for seed in seeds]
     for c in collections:
         tasks += [Task("pooling", c, "last", rates[c, "last"], seed, pooling=pooling,
                        max_epochs=epochs)
@@ -403,10 +431,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "data" / "results" / "spam.csv")
     parser.add_argument("--base", default="tiny", help="a model for load_pretrained")
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--grid-seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--workers", type=int, default=1, help="processes beside each other")
     parser.add_argument("--seconds", type=float, default=float("inf"),
                         help="begin no further run after so long")
+    parser.add_argument("--resume", action="store_true", help="keep the runs that --out holds")
     parser.add_argument("--only", default="baselines,grid,seeds,curve,pooling,duplicates")
     parser.add_argument("--collections", default="sample,uci")
     given = parser.parse_args()
@@ -419,6 +449,7 @@ def main() -> None:
         print(f"without the UCI collection: {error}", file=sys.stderr)
         collections = [c for c in collections if c != "uci"]
     given.out.parent.mkdir(parents=True, exist_ok=True)
+    finished = finished_runs(given.out) if given.resume and given.out.exists() else {}
     with open(given.out, "w", encoding="utf-8", newline="") as file, ProcessPoolExecutor(
             given.workers, mp_context=multiprocessing.get_context("spawn")) as pool:
         table = csv.DictWriter(file, FIELDS, lineterminator="\n")
@@ -431,7 +462,10 @@ def main() -> None:
 
         def run(tasks: list[Task]) -> Iterator[dict]:
             """Run tasks in the pool, no more begun than it has workers; stops at the deadline."""
-            waiting, running = list(tasks), set()
+            for task in tasks:
+                yield from finished.get(task_key(task), ())
+            waiting = [task for task in tasks if task_key(task) not in finished]
+            running = set()
             while waiting or running:
                 while waiting and len(running) < given.workers:
                     if time.perf_counter() - began > given.seconds:
@@ -450,17 +484,20 @@ def main() -> None:
                         yield row
 
         methods = [m for m in GRID if m != "lora" or apply_lora is not None]
-        grid = [Task("grid", c, m, lr, max_epochs=given.epochs)
+        grid = [Task("grid", c, m, lr, seed, max_epochs=given.epochs)
+                for seed in range(given.grid_seeds)
                 for c in collections for m in methods for lr in GRID[m]]
         rates = {(c, m): GRID[m][1] for c in collections for m in methods}
         if "grid" in only:
-            found: dict[tuple[str, str], dict] = {}
+            losses: dict[tuple[str, str, float], list[float]] = {}
             for row in run(grid):
-                key = row["collection"], row["method"]
-                if key not in found or row["val_loss"] < found[key]["val_loss"]:
-                    found[key] = row
+                losses.setdefault((row["collection"], row["method"], row["lr"]), []).append(
+                    row["val_loss"])
                 write({k: v for k, v in row.items() if k not in SCORES})  # the test is not for this
-            rates |= {key: row["lr"] for key, row in found.items()}
+            for c, m in rates:
+                found = {lr: sum(losses[c, m, lr]) / len(losses[c, m, lr])
+                         for lr in GRID[m] if (c, m, lr) in losses}
+                rates[c, m] = min(found, key=found.get, default=rates[c, m])
         for row in run(later_tasks(rates, seeds, given.epochs, only)):
             write(row)
     print(f"{time.perf_counter() - began:.0f} s, {given.out}")
