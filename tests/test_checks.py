@@ -58,7 +58,8 @@ def test_another_form_of_a_right_answer_passes(name: str, answer: Any,
 
 @pytest.mark.parametrize("name", PUBLIC)
 @pytest.mark.parametrize("answer", [7, "an answer", [1, 2], lambda *given: given,
-                                    lambda *given: "an answer"], ids=repr)
+                                    lambda *given: "an answer"],
+                         ids=["number", "text", "list", "what it was given", "another text"])
 def test_no_check_ends_in_a_traceback_of_its_own(name: str, answer: Any) -> None:
     """Whatever the answer is, it gets a message; a good one, or at least the guard's."""
     with pytest.raises(checks.CheckFailed):
