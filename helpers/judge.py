@@ -213,6 +213,8 @@ class ChatClient:
             answer in time, status 429 or 5xx).
         backoff: seconds before the third try, doubled for each further one; none before the second.
         max_tokens: of the reply, if given.
+        extra_body: more fields of the request, for what a server offers beyond the protocol, such
+            as a grammar that every reply must fit.
 
     Raises:
         ValueError: the address is no http address or carries a secret, the key cannot be
@@ -228,8 +230,9 @@ class ChatClient:
 
     def __init__(self, base_url: str, model: str, api_key: str | None = None,
                  timeout: float = 60.0, *, retries: int = 3, backoff: float = 1.0,
-                 max_tokens: int | None = None):
+                 max_tokens: int | None = None, extra_body: Mapping | None = None):
         self.url, self.model, self.timeout = chat_completions_url(base_url), model, timeout
+        self.extra_body = dict(extra_body or {})
         self.retries, self.max_tokens, self._key = retries, max_tokens, (api_key or "").strip()
         if not (self._key.isascii() and self._key.isprintable()):
             raise ValueError("the api_key holds a character that no header can carry")
@@ -250,6 +253,7 @@ class ChatClient:
                       "messages": [{"role": "user", "content": message}]}
         if self.max_tokens is not None:
             body["max_tokens"] = self.max_tokens
+        body |= self.extra_body
         try:
             reply = self._session.post(self.url, json=body, auth=self._authorise,
                                        timeout=self.timeout, allow_redirects=False)
@@ -359,7 +363,8 @@ class LLMJudge(ChatClient):
         file, grades, failed = _GradesFile(path), [], 0
         for example, answer in zip(examples, answers, strict=True):
             message = judge_prompt(example, answer, self.rubric)
-            key = hashlib.sha256(json.dumps([self.url, self.model, message]).encode()).hexdigest()
+            asked = [self.url, self.model, message, *([self.extra_body] if self.extra_body else [])]
+            key = hashlib.sha256(json.dumps(asked).encode()).hexdigest()
             if key not in file.known and failed < max_failures:
                 try:
                     grade, failed = self.grade(example, answer), 0

@@ -282,6 +282,16 @@ def test_an_interrupted_judge_goes_on_where_it_stopped(tmp_path, monkeypatch):
     assert sum(line.startswith('{"key": "half') for line in lines) == 1
 
 
+def test_further_fields_go_into_the_request_and_tell_grades_apart(tmp_path):
+    path, more = tmp_path / "grades.jsonl", {"grammar": "root ::= [0-9]", "temperature": 1}
+    with server(completion("40"), completion("60")) as (url, seen):
+        judge_at(url).grade_all(FOUR[:1], ["a"], path)
+        judge_at(url, extra_body=more).grade_all(FOUR[:1], ["a"], path)
+        assert judge_at(url, extra_body=more).grade_all(FOUR[:1], ["a"], path)[0].score == 60
+    plain, asked = (body for _, _, body in seen)
+    assert asked == plain | more and "grammar" not in plain
+
+
 @pytest.mark.parametrize("there, back, winner", [
     ("A", "B", "first"), ("B", "A", "second"), ("tie", "tie", "tie"), ("A", "A", "inconsistent"),
     ("B", "B", "inconsistent"), ("A", "tie", "inconsistent")])
