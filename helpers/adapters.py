@@ -28,7 +28,7 @@ __all__ = [
 class AdapterLayer(nn.Module):
     """A linear layer followed by a bottleneck (Houlsby et al. 2019, arXiv:1902.00751).
 
-    Computes h + U GELU(D h) for the layer's output h. U starts at zero.
+    Computes h + up(GELU(down(h))) for the layer's output h. `up` starts at zero.
 
     Example:
         >>> AdapterLayer(nn.Linear(3, 8), bottleneck=2)(torch.zeros(5, 3)).shape
@@ -97,8 +97,8 @@ class PromptEmbedding(nn.Module):
         return self.base.weight
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Ids (B, T) to vectors (B, T, C), the first P of them the prompt's."""
-        own = self.base(tokens[:, len(self.prompt):])                        # (B, T - P, C)
+        """Ids (batch, T) to vectors (batch, T, C), the first P of them the prompt's."""
+        own = self.base(tokens[:, len(self.prompt):])                        # (batch, T - P, C)
         return torch.cat([self.prompt.expand(len(tokens), -1, -1), own], dim=1)
 
 
@@ -118,8 +118,8 @@ class PromptTuning(nn.Module):
         gpt.token_embedding = PromptEmbedding(gpt.token_embedding, prompt)
 
     def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
-        """Logits (B, n_classes) for ids (B, T) and lengths (B,)."""
-        tokens = F.pad(tokens, (self.n_prompt, 0))                           # (B, P + T)
+        """Logits (batch, n_classes) for ids (batch, T) and lengths (batch,)."""
+        tokens = F.pad(tokens, (self.n_prompt, 0))                           # (batch, P + T)
         return self.classifier(tokens, lengths + self.n_prompt)
 
 
@@ -131,10 +131,10 @@ class PrefixCache:
         self.keys, self.values, self.seq_len = keys, values, keys.shape[-2]      # (nh, P, hs)
 
     def update(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values (B, nh, T, hs) with the prefix before them, (B, nh, P + T, hs)."""
-        B = len(keys)
-        return (torch.cat([self.keys.expand(B, -1, -1, -1), keys], dim=2),
-                torch.cat([self.values.expand(B, -1, -1, -1), values], dim=2))
+        """Keys and values (batch, nh, T, hs), the prefix before them: (batch, nh, P + T, hs)."""
+        batch = len(keys)
+        return (torch.cat([self.keys.expand(batch, -1, -1, -1), keys], dim=2),
+                torch.cat([self.values.expand(batch, -1, -1, -1), values], dim=2))
 
 
 # cell prefix-tuning of notebooks/B_lora.ipynb
@@ -158,7 +158,7 @@ class PrefixTuning(nn.Module):
         self.prefix = nn.Parameter(torch.stack(layers))                      # (L, 2, nh, P, hs)
 
     def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
-        """Logits (B, n_classes) for ids (B, T) and lengths (B,)."""
+        """Logits (batch, n_classes) for ids (batch, T) and lengths (batch,)."""
         kv_cache = [PrefixCache(keys, values) for keys, values in self.prefix]
-        hidden = self.classifier.gpt.hidden_states(tokens, kv_cache)         # (B, T, C)
-        return self.classifier.head(self.classifier.pool(hidden, lengths))   # (B, n_classes)
+        hidden = self.classifier.gpt.hidden_states(tokens, kv_cache)         # (batch, T, C)
+        return self.classifier.head(self.classifier.pool(hidden, lengths))   # (batch, n_classes)

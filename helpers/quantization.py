@@ -94,6 +94,21 @@ def nf4_codebook() -> Tensor:
     return (values / values[-1]).float()
 
 
+# cell dequantized-linear of notebooks/B_lora.ipynb
+class _DequantizedLinear(torch.autograd.Function):
+    """x W^T + b, where W is restored in the forward pass and again in the backward pass."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, bias: Tensor | None, layer: nn.Module) -> Tensor:
+        ctx.layer = layer                                    # and not its weight
+        return F.linear(x, layer.weight, bias)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor | None, None]:
+        of_bias = gradient.flatten(0, -2).sum(dim=0) if ctx.needs_input_grad[1] else None
+        return gradient @ ctx.layer.weight.to(gradient.dtype), of_bias, None
+
+
 # cell quantized-linear of notebooks/B_lora.ipynb
 class QuantizedLinear(nn.Module):
     """A frozen linear layer whose weight is stored as codes, and restored at each forward pass.
@@ -139,7 +154,7 @@ class QuantizedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., in_features) to (..., out_features)."""
-        return F.linear(x, self.weight, self.bias)
+        return _DequantizedLinear.apply(x, self.bias, self)
 
 
 # cell quantize-model of notebooks/B_lora.ipynb

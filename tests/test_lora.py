@@ -591,6 +591,34 @@ def test_a_quantized_layer(name: str) -> None:
     assert torch.equal(again(x), layer(x))
 
 
+def test_gradients_pass_a_quantized_layer_which_keeps_no_weight() -> None:
+    """The gradients of input and bias are those of a plain layer of the restored weight."""
+    torch.manual_seed(0)
+    layer, x = QuantizedLinear(nn.Linear(32, 6), nf4_codebook()), torch.randn(2, 3, 32)
+    layer.bias.requires_grad_(True)
+    found, wanted = x.clone().requires_grad_(), x.clone().requires_grad_()
+    kept: list[torch.Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: (kept.append(t), t)[1], lambda t: t):
+        y = layer(found)
+    assert not kept
+    y.square().sum().backward()
+    bias = layer.bias.detach().clone().requires_grad_()
+    torch.nn.functional.linear(wanted, layer.weight, bias).square().sum().backward()
+    torch.testing.assert_close(found.grad, wanted.grad)
+    torch.testing.assert_close(layer.bias.grad, bias.grad)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_quantized_layer_under_autocast(dtype: torch.dtype) -> None:
+    layer, x = QuantizedLinear(nn.Linear(32, 6), nf4_codebook()), torch.randn(3, 32)
+    x.requires_grad_()
+    with torch.autocast("cpu", dtype):
+        y = layer(x)
+    assert y.dtype == dtype
+    y.float().sum().backward()
+    torch.testing.assert_close(x.grad, layer.weight.sum(dim=0).expand(3, -1), atol=0.05, rtol=0.05)
+
+
 def test_lora_on_quantized_weights(tmp_path: Path) -> None:
     model = quantize_linear_layers(make_classifier().eval(), nf4_codebook())
     expected = model(TOKENS, LENGTHS)
@@ -691,7 +719,7 @@ def benchmark(tmp_path: Path, tokenizer):
 
 def test_the_benchmark_runs_each_method_once(benchmark) -> None:
     runs = [run for run in benchmark.learning_rate_runs() if run["seed"] == 0]
-    assert len(runs) == 24
+    assert len(runs) == 32
     rows = [benchmark.measure(run) for run in runs]
     assert all(set(row) == set(benchmark.COLUMNS) for row in rows)
     assert len({row["n_trained"] for row in rows}) == 8              # each method has its own
@@ -700,5 +728,6 @@ def test_the_benchmark_runs_each_method_once(benchmark) -> None:
         losses = {row["lr"]: row["val_loss"] for row in rows if row["method"] == method}
         assert method == "QLoRA" or losses[rate] == min(losses.values())
     later = list(benchmark.later_runs(rates, seeds=2))
-    assert {run["experiment"] for run in later} == {"methods", "rank", "targets", "few_labels"}
+    assert {run["experiment"] for run in later} == {"methods", "few_labels", "rank",
+                                                     "rank_fixed_alpha", "targets"}
     assert benchmark.measure(next(run for run in later if run["method"] == "QLoRA"))["val_loss"] > 0

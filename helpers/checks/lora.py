@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from helpers.checks._core import (
+    CheckFailed,
     call,
     close,
     done,
@@ -66,6 +68,16 @@ def check_lora_count(my_lora_count: Callable[..., int]) -> None:
     done(name)
 
 
+def _call_with_hint(hint: str, answer: Callable, *arguments: Any) -> Any:
+    """Run an answer; PyTorch's own words about shapes are followed by what to do."""
+    try:
+        return call(answer, *arguments)
+    except CheckFailed as error:
+        if isinstance(error.__cause__, RuntimeError):
+            raise CheckFailed(f"{error} {hint}") from error.__cause__
+        raise
+
+
 def check_combine_adapters(my_combine: Callable[..., tuple[Tensor, Tensor]]) -> None:
     """Exercise B.2: one pair A, B for the sum of two updates."""
     name = "my_combine"
@@ -76,7 +88,8 @@ def check_combine_adapters(my_combine: Callable[..., tuple[Tensor, Tensor]]) -> 
                                      (2, 1, 3, 6, -1.0, 4.0), (3, 1, 4, 4, 0.0, 1.5)):
         A1, B1, A2, B2 = draw(1, r1, in_), draw(2, out, r1), draw(3, r2, in_), draw(4, out, r2)
         kept = [t.clone() for t in (A1, B1, A2, B2)]
-        found = call(my_combine, A1, B1, s1, A2, B2, s2)
+        found = _call_with_hint("Write A1 above A2 and B1 beside B2; ranks add up.", my_combine,
+                                A1, B1, s1, A2, B2, s2)
         expect(all(torch.equal(t, k) for t, k in zip((A1, B1, A2, B2), kept, strict=True)),
                f"{name}: a tensor that it was given has changed. Write s * B, not B *= s.")
         expect(isinstance(found, tuple | list) and len(found) == 2,
@@ -160,7 +173,8 @@ def check_int8(my_int8: Callable[[Tensor, int], tuple[Tensor, Tensor]]) -> None:
              (torch.cat([draw(4, 4), torch.zeros(4)]), 4)]
     for weight, size in cases:
         kept = weight.clone()
-        found = call(my_int8, weight, size)
+        found = _call_with_hint("The last block may be short: fill it up with zeros.", my_int8,
+                                weight, size)
         where = f"{name}, a weight {tuple(weight.shape)} in blocks of {size}"
         expect(torch.equal(weight, kept), f"{name}: the weight that it was given has changed.")
         expect(isinstance(found, tuple | list) and len(found) == 2,
