@@ -55,7 +55,8 @@ DATA_SOURCES = ("sample", "real")
 
 
 # cell bases of notebooks/01_overview.ipynb
-BASES = ("tiny", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
+BASES = ("tiny", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl",
+         "smollm2-135m", "smollm2-135m-instruct")
 
 
 # cell resolve-settings of notebooks/01_overview.ipynb

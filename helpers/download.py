@@ -237,7 +237,8 @@ def find_files(folder_or_name: str | Path, names: Sequence[str]) -> list[Path]:
 
     A folder counts from the current directory, then from the root of the series. `"tiny"` is
     `data/models/tiny`; `"gpt2"`, `"gpt2-medium"`, ... stand for `openai-community/...` on the hub,
-    whose own variables (`HF_HOME`, `HF_ENDPOINT`, `HF_HUB_OFFLINE`) are honoured.
+    `"smollm2-135m"` and `"smollm2-135m-instruct"` for those of `HuggingFaceTB`. The hub's own
+    variables (`HF_HOME`, `HF_ENDPOINT`, `HF_HUB_OFFLINE`) are honoured.
 
     Raises:
         FileNotFoundError: no such folder, a file missing in it, or the hub could not give it.
@@ -248,9 +249,12 @@ def find_files(folder_or_name: str | Path, names: Sequence[str]) -> list[Path]:
             missing = [n for n in names if not (folder / n).is_file()]
             if missing:
                 raise FileNotFoundError(f"{folder} lacks {', '.join(missing)}; expected a folder "
-                                        f"in Hugging Face's GPT-2 format with {', '.join(names)}.")
+                                        f"in Hugging Face's format with {', '.join(names)}.")
             return [folder / n for n in names]
+    smollm = {f"smollm2-135m{kind.lower()}": f"HuggingFaceTB/SmolLM2-135M{kind}"
+              for kind in ("", "-Instruct")}
     repository = f"openai-community/{name}" if re.fullmatch(r"gpt2(-\w+)?", name) else name
+    repository = smollm.get(name, repository)
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
         raise FileNotFoundError(f"{name!r} is neither a folder here (looked in {Path.cwd()} and "
                                 f"{find_root()}) nor a hub name such as 'openai-community/gpt2'.")

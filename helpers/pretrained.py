@@ -7,6 +7,7 @@ The same notebook makes helpers.sampling, helpers.training, helpers.callbacks.
 
 import json
 import warnings
+from importlib import import_module
 from pathlib import Path
 
 import tiktoken
@@ -22,7 +23,14 @@ from helpers.gpt import GPT, GPTConfig
 from helpers.tokenizer import load_tokenizer, save_tokenizer
 from helpers.training import unwrap_model
 
-__all__ = ["hf_key_map", "load_config", "load_weights", "load_pretrained", "save_pretrained"]
+__all__ = [
+    "hf_key_map",
+    "load_config",
+    "load_weights",
+    "OTHER_ARCHITECTURES",
+    "load_pretrained",
+    "save_pretrained",
+]
 
 
 # cell hf-key-map of notebooks/05_pretraining.ipynb
@@ -70,7 +78,8 @@ def load_config(path: str | Path) -> GPTConfig:
     except (ValueError, AttributeError) as error:
         raise ValueError(f"{path} is not a config.json: {error}") from None
     if kind != "gpt2":
-        raise ValueError(f"{path} describes a model of type {kind!r}; expected 'gpt2'.")
+        raise ValueError(f"{path} describes a model of type {kind!r}; expected 'gpt2', or 'llama' "
+                         "where chapter 8 opens it.")
     allowed = {"activation_function": ("gelu_new", "gelu_pytorch_tanh"),
                "scale_attn_weights": (True,), "n_inner": (None, 4 * raw.get("n_embd", 0)),
                "add_cross_attention": (False,), "scale_attn_by_inverse_layer_idx": (False,)}
@@ -109,10 +118,10 @@ class _NoInitialization(TorchFunctionMode):
 
 
 # cell empty-model of notebooks/05_pretraining.ipynb
-def _empty_model(config: GPTConfig) -> GPT:
+def _empty_model(config: GPTConfig, model_class: type[GPT] = GPT) -> GPT:
     """A model on the meta device: names and shapes without memory."""
     with torch.device("meta"), _NoInitialization():
-        return GPT(config)
+        return model_class(config)
 
 
 # cell load-weights of notebooks/05_pretraining.ipynb
@@ -153,14 +162,41 @@ def load_weights(path: str | Path, config: GPTConfig, dtype: torch.dtype) -> dic
     return weights
 
 
+# cell other-architectures of notebooks/05_pretraining.ipynb
+OTHER_ARCHITECTURES = {"llama": "helpers.llama_pretrained"}    # model_type in config.json, module
+
+
+# cell model-type of notebooks/05_pretraining.ipynb
+def _model_type(path: Path) -> str | None:
+    """What config.json says the model is; None where that cannot be read."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8")).get("model_type")
+    except (ValueError, AttributeError):
+        return None                                # load_config says what is wrong
+
+
+# cell open-tokenizer of notebooks/05_pretraining.ipynb
+def _open_tokenizer(folder_or_name: str | Path) -> tiktoken.Encoding:
+    """The tokenizer of a folder: vocab.json and merges.txt, or else the newer tokenizer.json."""
+    try:
+        return load_tokenizer(find_files(folder_or_name, ["vocab.json", "merges.txt"])[0].parent)
+    except FileNotFoundError as error:
+        try:
+            find_files(folder_or_name, ["tokenizer.json"])
+        except FileNotFoundError:
+            raise error from None
+    return import_module("helpers.hf_tokenizer").load_hf_tokenizer(folder_or_name)
+
+
 # cell load-pretrained of notebooks/05_pretraining.ipynb
 def load_pretrained(folder_or_name: str | Path, *, dtype: torch.dtype = torch.float32
                     ) -> tuple[GPT, tiktoken.Encoding]:
-    """Open a GPT-2 folder, ours or the Hugging Face hub's: the model in eval mode, its tokenizer.
+    """Open a model's folder, ours or the Hugging Face hub's: the model in eval mode, its tokenizer.
 
     Args:
-        folder_or_name: a folder with config.json, model.safetensors, vocab.json and merges.txt;
-            "tiny"; "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"; or a name on the hub.
+        folder_or_name: a folder with config.json, model.safetensors, and vocab.json and merges.txt
+            or tokenizer.json; a name on the hub; "tiny"; "gpt2", "gpt2-medium", "gpt2-large",
+            "gpt2-xl"; or "smollm2-135m" and others of OTHER_ARCHITECTURES.
         dtype: of the weights in memory, whatever the file holds.
 
     Raises:
@@ -172,13 +208,16 @@ def load_pretrained(folder_or_name: str | Path, *, dtype: torch.dtype = torch.fl
         >>> model.config.vocab_size == tokenizer.n_vocab
         True
     """
-    names = ["config.json", "model.safetensors", "vocab.json", "merges.txt"]
-    paths = find_files(folder_or_name, names)
-    config, tokenizer = load_config(paths[0]), load_tokenizer(paths[2].parent)
+    path = find_files(folder_or_name, ["config.json"])[0]
+    if (kind := _model_type(path)) in OTHER_ARCHITECTURES:
+        module = import_module(OTHER_ARCHITECTURES[kind])
+        return getattr(module, f"load_{kind}")(folder_or_name, dtype=dtype)
+    config, tokenizer = load_config(path), _open_tokenizer(folder_or_name)
+    weights_path = find_files(folder_or_name, ["model.safetensors"])[0]
     if tokenizer.n_vocab > config.vocab_size:
-        raise ValueError(f"{paths[0].parent}: the tokenizer has {tokenizer.n_vocab} tokens, the "
+        raise ValueError(f"{path.parent}: the tokenizer has {tokenizer.n_vocab} tokens, the "
                          f"model {config.vocab_size}; they do not belong together.")
-    weights = load_weights(paths[1], config, dtype)
+    weights = load_weights(weights_path, config, dtype)
     model = _empty_model(config)
     model.load_state_dict(weights, strict=False, assign=True)
     model.tie_weights()
@@ -191,7 +230,8 @@ def save_pretrained(model: GPT, tokenizer: tiktoken.Encoding, folder: str | Path
     """Write a folder that `load_pretrained` and `transformers` open, with equal logits and ids.
 
     Each file is replaced as a whole, `config.json` last. A model without qkv bias is written with
-    a bias of zeros, which GPT-2's format demands.
+    a bias of zeros, which GPT-2's format demands. A model of OTHER_ARCHITECTURES is written by its
+    module, and a tokenizer that came from a tokenizer.json as one.
 
     Args:
         dtype: of the weights in the file; as they are in memory unless given.
@@ -201,6 +241,9 @@ def save_pretrained(model: GPT, tokenizer: tiktoken.Encoding, folder: str | Path
         OSError: a file cannot be written, for example because the disk is full.
     """
     model, folder = unwrap_model(model), Path(folder)
+    if (kind := type(model).__name__.lower()) in OTHER_ARCHITECTURES:
+        module = import_module(OTHER_ARCHITECTURES[kind])
+        return getattr(module, f"save_{kind}")(model, tokenizer, folder, dtype=dtype)
     config = model.config
     if tokenizer.n_vocab > config.vocab_size:
         raise ValueError(f"The tokenizer has {tokenizer.n_vocab} tokens, the model "
@@ -224,7 +267,12 @@ def save_pretrained(model: GPT, tokenizer: tiktoken.Encoding, folder: str | Path
         "tie_word_embeddings": config.tie_word_embeddings, "bos_token_id": config.bos_token_id,
         "eos_token_id": config.eos_token_id, "torch_dtype": str(stored).removeprefix("torch."),
     }
-    save_tokenizer(tokenizer, folder)
+    if type(tokenizer) is tiktoken.Encoding:
+        save_tokenizer(tokenizer, folder)
+    else:
+        import_module("helpers.hf_tokenizer").save_hf_tokenizer(tokenizer, folder)
+        for name in ("vocab.json", "merges.txt"):        # of another tokenizer: read before it
+            (folder / name).unlink(missing_ok=True)
     with atomic_write(folder / "model.safetensors") as temporary:
         try:
             save_file(weights, temporary, metadata={"format": "pt"})

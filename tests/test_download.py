@@ -425,6 +425,9 @@ def test_find_files_that_are_nowhere(monkeypatch):
 
 
 @pytest.mark.parametrize(("name", "asked"), [("gpt2-medium", "openai-community/gpt2-medium"),
+                                             ("smollm2-135m", "HuggingFaceTB/SmolLM2-135M"),
+                                             ("smollm2-135m-instruct",
+                                              "HuggingFaceTB/SmolLM2-135M-Instruct"),
                                              ("me/mine", "me/mine")])
 def test_find_files_on_the_hub(monkeypatch, tmp_path, name, asked):
     import huggingface_hub

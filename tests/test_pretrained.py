@@ -263,7 +263,7 @@ def test_the_file_may_go_while_its_weights_are_in_use(folder):
 
 
 @pytest.mark.parametrize(("changes", "message"), [
-    ({"model_type": "llama"}, "'llama'; expected 'gpt2'"),
+    ({"model_type": "mistral"}, "'mistral'; expected 'gpt2', or 'llama'"),
     ({"model_type": "drop"}, "type None"),
     ({"activation_function": "gelu"}, "'gelu'; this series builds 'gelu_new'"),
     ({"activation_function": "relu"}, "relu"),
