@@ -13,6 +13,7 @@ from tiktoken import Encoding
 from helpers.gpt import GPT
 from helpers.tokenizer import eos_token_id
 import tempfile
+from importlib import import_module
 
 import gguf
 
@@ -103,6 +104,9 @@ def save_gguf(model: GPT, tokenizer: Encoding, path: str | Path,
     """
     types = {"float32": "F32", "float16": "F16", "q8_0": "Q8_0"}
     model, path = unwrap_model(model), Path(path)
+    if type(model).__name__ == "Llama":             # of a later chapter: imported when it is needed
+        later = import_module("helpers.llama_gguf")
+        return later.save_llama_gguf(model, tokenizer, path, dtype, chat_template)
     config = model.config
     if dtype not in types:
         raise ValueError(f"dtype must be one of {', '.join(types)}, not {dtype!r}.")
