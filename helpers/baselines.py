@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["best_threshold", "Tfidf", "spam_words", "fit_logistic_regression"]
+__all__ = ["best_threshold", "words_of", "spam_words", "Tfidf", "fit_logistic_regression"]
 
 
 # cell best-threshold of notebooks/06_spam_classification.ipynb
@@ -35,41 +35,15 @@ def best_threshold(scores: Tensor, labels: Tensor) -> float:
     return cuts[right.argmax()].item()
 
 
-# cell tfidf of notebooks/06_spam_classification.ipynb
-class Tfidf:
-    """TF-IDF features of texts: fit on the training set, then a tensor (N, V) for any texts.
-
-    Words are runs of two or more word characters, in lower case. The features are those of
-    scikit-learn's TfidfVectorizer: counts times log((1 + n) / (1 + df)) + 1, rows of length 1.
+# cell words-of of notebooks/06_spam_classification.ipynb
+def words_of(text: str) -> list[str]:
+    """The words of a text, runs of two or more word characters, in lower case.
 
     Example:
-        >>> tfidf = Tfidf(["free boat", "free cat"])
-        >>> tfidf.vocabulary
-        {'boat': 0, 'cat': 1, 'free': 2}
-        >>> tfidf(["a free boat", "dog"]).round(decimals=2)
-        tensor([[0.8100, 0.0000, 0.5800],
-                [0.0000, 0.0000, 0.0000]], dtype=torch.float64)
+        >>> words_of("Win a boat!")
+        ['win', 'boat']
     """
-
-    def __init__(self, texts: Sequence[str]) -> None:
-        df = Counter(word for text in texts for word in set(self.words(text)))
-        self.vocabulary = {word: i for i, word in enumerate(sorted(df))}
-        counts = torch.tensor([df[word] for word in self.vocabulary], dtype=torch.float64)
-        self.idf = ((1 + len(texts)) / (1 + counts)).log() + 1                        # (V,)
-
-    @staticmethod
-    def words(text: str) -> list[str]:
-        """The words of a text."""
-        return re.findall(r"\b\w\w+\b", text.lower())
-
-    def __call__(self, texts: Sequence[str]) -> Tensor:
-        """The features of texts, float64 (N, V); words that were not in the training set are 0."""
-        tf = torch.zeros(len(texts), len(self.vocabulary), dtype=torch.float64)       # (N, V)
-        for row, text in zip(tf, texts, strict=True):
-            for word in self.words(text):
-                if word in self.vocabulary:
-                    row[self.vocabulary[word]] += 1
-        return F.normalize(tf * self.idf, dim=-1)
+    return re.findall(r"\b\w\w+\b", text.lower())
 
 
 # cell spam-words of notebooks/06_spam_classification.ipynb
@@ -86,7 +60,7 @@ def spam_words(texts: Sequence[str], labels: Sequence[int], n: int) -> list[str]
     totals = Counter(labels)
     counts = {1: Counter(), 0: Counter()}
     for text, label in zip(texts, labels, strict=True):
-        counts[label].update(set(Tfidf.words(text)))
+        counts[label].update(set(words_of(text)))
 
     def log_odds(word: str, label: int) -> float:
         k = counts[label][word] + 0.5
@@ -94,6 +68,38 @@ def spam_words(texts: Sequence[str], labels: Sequence[int], n: int) -> list[str]
 
     words = sorted(counts[1] | counts[0])
     return sorted(words, key=lambda word: log_odds(word, 0) - log_odds(word, 1))[:n]
+
+
+# cell tfidf of notebooks/06_spam_classification.ipynb
+class Tfidf:
+    """TF-IDF features of texts: fit on the training set, then a tensor (N, V) for any texts.
+
+    Words are those of `words_of`. The features are those of scikit-learn's TfidfVectorizer: counts
+    times log((1 + n) / (1 + df)) + 1, rows of length 1.
+
+    Example:
+        >>> tfidf = Tfidf(["free boat", "free cat"])
+        >>> tfidf.vocabulary
+        {'boat': 0, 'cat': 1, 'free': 2}
+        >>> tfidf(["a free boat", "dog"]).round(decimals=2)
+        tensor([[0.8100, 0.0000, 0.5800],
+                [0.0000, 0.0000, 0.0000]], dtype=torch.float64)
+    """
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        df = Counter(word for text in texts for word in set(words_of(text)))
+        self.vocabulary = {word: i for i, word in enumerate(sorted(df))}
+        counts = torch.tensor([df[word] for word in self.vocabulary], dtype=torch.float64)
+        self.idf = ((1 + len(texts)) / (1 + counts)).log() + 1                        # (V,)
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        """The features of texts, float64 (N, V); words that were not in the training set are 0."""
+        tf = torch.zeros(len(texts), len(self.vocabulary), dtype=torch.float64)       # (N, V)
+        for row, text in zip(tf, texts, strict=True):
+            for word in words_of(text):
+                if word in self.vocabulary:
+                    row[self.vocabulary[word]] += 1
+        return F.normalize(tf * self.idf, dim=-1)
 
 
 # cell logistic-regression of notebooks/06_spam_classification.ipynb

@@ -25,7 +25,7 @@ from helpers.data import pad_sequences
 from helpers.gpt import GPT, GPTConfig, init_weights
 from helpers.pretrained import hf_key_map, load_config, save_pretrained
 from helpers.tokenizer import encode, eos_token_id, load_tokenizer
-from helpers.training import IGNORE_INDEX, eval_mode, to_device
+from helpers.training import eval_mode, to_device
 
 __all__ = [
     "LABELS",
@@ -40,10 +40,10 @@ __all__ = [
     "GPTForSequenceClassification",
     "predict_logits",
     "classification_loss",
-    "auxiliary_loss",
     "confusion_matrix",
     "classification_metrics",
     "evaluate",
+    "auxiliary_loss",
     "predict",
     "save_classifier",
     "load_classifier",
@@ -396,24 +396,6 @@ def classification_loss(model: nn.Module,
     return F.cross_entropy(logits.float(), labels, reduction="sum"), len(labels)
 
 
-# cell auxiliary-loss of notebooks/06_spam_classification.ipynb
-def auxiliary_loss(model: GPTForSequenceClassification, batch: tuple[Tensor, Tensor, Tensor],
-                   weight: float = 0.5) -> tuple[Tensor, int]:
-    """`classification_loss` plus `weight` times the language model's loss on the same messages.
-
-    As in Radford et al. 2018, Improving Language Understanding by Generative Pre-Training.
-    """
-    tokens, lengths, labels = batch
-    hidden = model.gpt.hidden_states(tokens)                                     # (B, T, C)
-    total = F.cross_entropy(model.head(model.pool(hidden, lengths)).float(), labels,
-                            reduction="sum")
-    padding = torch.arange(1, tokens.shape[1], device=tokens.device) >= lengths[:, None]
-    targets = tokens[:, 1:].masked_fill(padding, IGNORE_INDEX)                   # (B, T - 1)
-    lm = F.cross_entropy(model.gpt.lm_head(hidden[:, :-1]).float().flatten(0, 1),
-                         targets.flatten(), reduction="sum")
-    return total + weight * len(labels) * lm / max(1, int((~padding).sum())), len(labels)
-
-
 # cell confusion-matrix of notebooks/06_spam_classification.ipynb
 def confusion_matrix(labels: Tensor, predictions: Tensor, n_classes: int = 2) -> Tensor:
     """How often each label (row) got each prediction (column): int64 (n_classes, n_classes).
@@ -477,6 +459,24 @@ def evaluate(model: nn.Module, loader: Iterable, positive: int = 1) -> dict:
     confusion = confusion_matrix(labels, logits.argmax(dim=-1), logits.shape[-1])
     return {"loss": F.cross_entropy(logits, labels).item(),
             **classification_metrics(confusion, positive), "confusion": confusion}
+
+
+# cell auxiliary-loss of notebooks/06_spam_classification.ipynb
+def auxiliary_loss(model: GPTForSequenceClassification, batch: tuple[Tensor, Tensor, Tensor],
+                   lm_weight: float = 0.5) -> tuple[Tensor, int]:
+    """`classification_loss` plus `lm_weight` times the language model's loss on the same messages.
+
+    As in Radford et al. 2018, Improving Language Understanding by Generative Pre-Training. Both are
+    means, over messages and over tokens, times the number of messages, by which `fit` divides.
+    """
+    tokens, lengths, labels = batch
+    hidden = model.gpt.hidden_states(tokens)                                     # (B, T, C)
+    total = F.cross_entropy(model.head(model.pool(hidden, lengths)).float(), labels,
+                            reduction="sum")
+    real = torch.arange(1, tokens.shape[1], device=tokens.device) < lengths[:, None]
+    logits = model.gpt.lm_head(hidden[:, :-1][real])              # (n, V), at no padding position
+    lm = F.cross_entropy(logits.float(), tokens[:, 1:][real], reduction="sum")
+    return total + lm_weight * len(labels) * lm / max(1, len(logits)), len(labels)
 
 
 # cell predict of notebooks/06_spam_classification.ipynb

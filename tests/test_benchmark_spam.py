@@ -38,7 +38,8 @@ def base(spam: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
-@pytest.mark.parametrize("method", ["all", "last", "lora", "random", "dropout", "auxiliary"])
+@pytest.mark.parametrize("method", ["all", "last", "lora", "random", "dropout", "auxiliary",
+                                    "auxiliary dropout"])
 def test_a_row_says_what_was_done(spam: ModuleType, base: str, method: str) -> None:
     task = spam.Task("seeds", "sample", method, 1e-3, seed=1, n_train=40, max_epochs=2)
     [row] = spam.run_task(task, base, "cpu", ("sample",))

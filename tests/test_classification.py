@@ -17,7 +17,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from torch.nn import functional as F
 
-from helpers.baselines import Tfidf, best_threshold, fit_logistic_regression, spam_words
+from helpers.baselines import Tfidf, best_threshold, fit_logistic_regression, spam_words, words_of
 from helpers.callbacks import Evaluate
 from helpers.classification import (
     LABELS,
@@ -749,6 +749,12 @@ def test_best_threshold_is_as_good_as_any(pairs):
 
     assert right(best_threshold(scores, labels.long())) == max(
         right(cut) for cut in (-0.5, 0.5, 1.5, 2.5, 3.5, 4.5, 5.5, 6.5))
+
+
+def test_words_are_those_of_scikit_learn():
+    text = "Win a £500 boat!! don't reply, l8r: naïve_x ÄB"
+    analyze = TfidfVectorizer().build_analyzer()
+    assert words_of(text) == analyze(text) and "a" not in words_of(text)
 
 
 def test_spam_words_are_ordered_by_their_log_odds_ratio():

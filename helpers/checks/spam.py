@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from helpers.checks._core import (
+    CheckFailed,
     call,
     close,
     done,
@@ -20,6 +22,11 @@ from helpers.checks._core import (
     expect_tensor,
     is_started,
 )
+
+
+def _plain(value: Any) -> Any:
+    """A tensor of one number as that number."""
+    return value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
 
 
 def check_balanced_accuracy(my_balanced_accuracy: Callable[..., float]) -> None:
@@ -41,7 +48,7 @@ def check_balanced_accuracy(my_balanced_accuracy: Callable[..., float]) -> None:
                       / max(1, predictions.count(c)) for c in classes]
         wanted = sum(recalls) / len(recalls)
         given = list(labels), list(predictions)
-        value = expect_number(call(my_balanced_accuracy, *given), name)
+        value = expect_number(_plain(call(my_balanced_accuracy, *given)), name)
         expect(given == (labels, predictions), f"{name}: the lists it was given are changed.")
         if close(value, wanted):
             continue
@@ -52,6 +59,8 @@ def check_balanced_accuracy(my_balanced_accuracy: Callable[..., float]) -> None:
              "Take the recall of each class first, then their mean."),
             (sum(precisions) / len(precisions), "this is the mean of the precisions: it divides by "
              "how often a class is predicted. Recall divides by how often it is the label."),
+            (sum(r for c, r in zip(classes, recalls, strict=True) if c < 2) / 2, "only the classes "
+             "0 and 1 are counted. Take all classes that are in the labels."),
             (recalls[-1], "this is the recall of one class. Take the mean over the classes."),
             (sum(recalls), "this is the sum of the recalls. Divide by the number of classes."),
             (sum(recalls) / len(everything) if everything else 0.0, "a class that is predicted "
@@ -139,7 +148,7 @@ def check_threshold(my_threshold: Callable[..., float]) -> None:
         least = min(map(cost, candidates))
         wanted = max(t for t in candidates if close(cost(t), least, atol=1e-9))
         given = list(probabilities), list(labels)
-        value = expect_number(call(my_threshold, *given, fp, fn, prevalence), name)
+        value = expect_number(_plain(call(my_threshold, *given, fp, fn, prevalence)), name)
         expect(given == (probabilities, labels), f"{name}: the lists it was given are changed.")
         if value == wanted or close(value, wanted):
             continue
@@ -206,7 +215,13 @@ def check_naive_bayes(my_naive_bayes: Callable[..., list[int]]) -> None:
            "win win on friday i see", "now free then", "zebra zebra zebra", "WIN CASH Win"]
     wanted = _bayes(texts, labels, new)
     given = list(texts), list(labels), list(new)
-    found = call(my_naive_bayes, *given)
+    try:
+        found = call(my_naive_bayes, *given)
+    except CheckFailed as error:
+        if isinstance(error.__cause__, ValueError | ZeroDivisionError):
+            raise CheckFailed(f"{error}. A word that occurs in one class only has a count of 0 in "
+                              "the other: add one to each count.") from error.__cause__
+        raise
     expect(given == (texts, labels, new), f"{name}: the lists it was given are changed.")
     expect(isinstance(found, Iterable) and not isinstance(found, str),
            f"{name}: expected a list of labels, got {type(found).__name__}.")
@@ -232,7 +247,8 @@ def check_naive_bayes(my_naive_bayes: Callable[..., list[int]]) -> None:
                                                 if word == word.lower()) for text in new])
         expect(found != lower, f"{name}: capitals make another word. Compare in lower case.")
         i = next(i for i, (a, b) in enumerate(zip(found, wanted, strict=True)) if a != b)
-        expect(False, f"{name}: {new[i]!r} should get {wanted[i]}, got {found[i]}.")
+        expect(False, f"{name}: {new[i]!r} should get {wanted[i]}, got {found[i]}. Is one "
+                      "added to each count, and the number of different words to its divisor?")
     done(name)
 
 
@@ -252,8 +268,7 @@ def check_prevalence(my_prevalence: Callable[..., float | None]) -> None:
         raw = (q - fpr) / (tpr - fpr)
         wanted = min(1.0, max(0.0, raw))
         value = call(my_prevalence, confusion, list(predictions))
-        value = expect_number(value.item() if isinstance(value, Tensor) and value.numel() == 1
-                              else value, name)
+        value = expect_number(_plain(value), name)
         expect(torch.equal(confusion, torch.tensor(rows)), f"{name}: the matrix is changed.")
         if close(value, wanted):
             continue
@@ -261,6 +276,8 @@ def check_prevalence(my_prevalence: Callable[..., float | None]) -> None:
         precision, missed = tp / (tp + fp), fn / (fn + tn)
         mistakes = [
             (raw, "this is outside of 0 to 1. Cut it off there."),
+            (min(1.0, max(0.0, (q - fn / (tn + fn)) / (tp / (fp + tp) - fn / (tn + fn) or 1.0))),
+             "rows are the true labels, columns the predictions: here they are exchanged."),
             (q, "this is the fraction that is predicted as spam, with the false positives in it "
              "and without the spam that is missed."),
             (q - fpr, "the false positives are taken off, and the spam that is missed is not "
@@ -278,6 +295,11 @@ def check_prevalence(my_prevalence: Callable[..., float | None]) -> None:
             expect(not close(value, wrong), f"{what}: {message}")
         expect(False, f"{what}: expected {wanted:.4g}, got {value:.4g}. Solve "
                "q = TPR x + FPR (1 - x) for x.")
+    value = call(my_prevalence, torch.tensor([[20, 80], [90, 10]]), [1] * 45 + [0] * 55)
+    expect(value is not None, f"{name}: None where TPR is below FPR. The equation can be solved "
+           "there too; only where they are equal it cannot.")
+    expect(close(expect_number(_plain(value), name), 0.5), f"{name}: where TPR (0.1) is below FPR "
+           f"(0.8), 45% predicted as spam mean a prevalence of 0.5, got {value}.")
     value = call(my_prevalence, torch.tensor([[5, 5], [10, 10]]), [0, 1, 1])
     expect(value is None, f"{name}: where TPR equals FPR the predictions say nothing about the "
            f"prevalence, and None is wanted, got {value}.")

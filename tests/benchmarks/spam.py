@@ -43,6 +43,7 @@ from helpers.baselines import (  # noqa: E402
     best_threshold,
     fit_logistic_regression,
     spam_words,
+    words_of,
 )
 from helpers.classification import (  # noqa: E402
     LABELS,
@@ -171,7 +172,7 @@ def keyword_rule(train: pd.DataFrame, val: pd.DataFrame) -> tuple[Callable, dict
 
     def rule(n: int) -> Callable:
         words = set(spam_words(train["text"].tolist(), labels, n))
-        return lambda texts: torch.tensor([1.0 if words & set(Tfidf.words(t)) else -1.0
+        return lambda texts: torch.tensor([1.0 if words & set(words_of(t)) else -1.0
                                            for t in texts])
 
     def right(n: int) -> int:

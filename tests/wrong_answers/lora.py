@@ -334,7 +334,19 @@ class NoMagnitude(DoRA):
         return F.linear(x, self.V, self.base.bias)
 
 
+def combine_added(A1, B1, s1, A2, B2, s2):
+    return A1 + A2, s1 * B1 + s2 * B2
+
+
+def int8_no_padding(weight, block_size):
+    blocks = weight.view(-1, block_size)
+    scales = blocks.abs().amax(dim=1, keepdim=True) / 127
+    return (blocks / scales.clamp(min=1e-30)).round().char(), scales
+
+
 WRONG = [
+    ("check_combine_adapters", combine_added, "ranks add up"),
+    ("check_int8", int8_no_padding, "fill it up with zeros"),
     ("check_lora_count", count_frozen, "number of frozen weights"),
     ("check_lora_count", count_one_block, "the number of one block; there are 3"),
     ("check_lora_count", count, "comes twice counts once"),

@@ -244,6 +244,23 @@ def as_a_tensor(confusion, predictions):
     return None if value is None else torch.tensor(value)
 
 
+def none_where_below(confusion, predictions):
+    fpr, tpr = confusion[0, 1] / confusion[0].sum(), confusion[1, 1] / confusion[1].sum()
+    return None if tpr <= fpr else prevalence(confusion, predictions)
+
+
+def two_classes(labels, predictions):
+    hits = [[p == c for t, p in zip(labels, predictions, strict=True) if t == c] for c in (0, 1)]
+    return sum(sum(of) / max(1, len(of)) for of in hits) / 2
+
+
+def bayes_log_of_zero(texts, labels, new_texts):
+    counts = Counter(word for text, label in zip(texts, labels, strict=True) if label
+                     for word in text.lower().split())
+    return [int(sum(math.log(counts[word]) for word in text.lower().split()) > 0)
+            for text in new_texts]
+
+
 WRONG = [
     ("check_balanced_accuracy", accuracy, "this is the accuracy"),
     ("check_balanced_accuracy", mean_precision, "mean of the precisions"),
@@ -253,6 +270,7 @@ WRONG = [
     ("check_balanced_accuracy", half_of_recalls, "divides by 2"),
     ("check_balanced_accuracy", counts_absent, "leave it out"),
     ("check_balanced_accuracy", counts_every_number, "leave it out"),
+    ("check_balanced_accuracy", two_classes, "only the classes 0 and 1"),
     ("check_balanced_accuracy", sorts_in_place, "are changed"),
     ("check_balanced_accuracy", no_return, "is there a return"),
     ("check_merge_classes", lambda z: merged(z, lambda s: s.sum(dim=-1)), "logits are added"),
@@ -275,6 +293,8 @@ WRONG = [
     ("check_naive_bayes", lambda *a: bayes(*a, repeat=False), "each occurrence counts"),
     ("check_naive_bayes", lambda *a: bayes(*a, unknown=True), "in no training message"),
     ("check_naive_bayes", lambda *a: bayes(*a, add=0.0), "one is not added"),
+    ("check_naive_bayes", lambda *a: bayes(*a, add=0.1), "is one added to each count"),
+    ("check_naive_bayes", bayes_log_of_zero, "add one to each count"),
     ("check_naive_bayes", lambda *a: bayes(*a, flip=True), "1 is spam"),
     ("check_naive_bayes", lambda *a: bayes(*a, lower=False), "lower case"),
     ("check_naive_bayes", lambda *a: bayes(*a)[:-1], "expected 14 labels"),
@@ -286,7 +306,8 @@ WRONG = [
     ("check_prevalence", by_precision, "uses the precision"),
     ("check_prevalence", of_the_matrix, "the prevalence in the confusion matrix"),
     ("check_prevalence", lambda *a: prevalence(*a, clip=False), "outside of 0 to 1"),
-    ("check_prevalence", lambda c, p: prevalence(c.T, p), "expected"),
+    ("check_prevalence", lambda c, p: prevalence(c.T, p), "here they are exchanged"),
+    ("check_prevalence", none_where_below, "none where tpr is below fpr"),
     ("check_prevalence", divides_by_zero, "none is wanted"),
 ]
 
