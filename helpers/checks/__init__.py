@@ -28,6 +28,13 @@ from helpers.checks.instruction import (
     check_targets,
     check_word_f1,
 )
+from helpers.checks.llama import (
+    check_expand_kv_heads,
+    check_kv_cache_bytes,
+    check_load_meta,
+    check_partial_rope,
+    check_router,
+)
 from helpers.checks.long_runs import (
     check_data_position,
     check_early_stopping,
@@ -111,6 +118,11 @@ __all__ = [
     "check_global_gradient",
     "check_grouped_attention",
     "check_groups",
+    "check_expand_kv_heads",
+    "check_kv_cache_bytes",
+    "check_load_meta",
+    "check_partial_rope",
+    "check_router",
     "check_interval",
     "check_layer_norm",
     "check_merge_classes",
