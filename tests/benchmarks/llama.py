@@ -1,8 +1,8 @@
 """From GPT-2 to Llama, one exchange at a time: the ablation of chapter 8.
 
-    python tests/benchmarks/llama.py --small --out runs/llama.csv       # minutes on two cores
-    python tests/benchmarks/llama.py --out data/results/llama.csv --seconds 135 \\
-        --text books-0[0-6]* books-1[89]* books-20* --validation books-07*            # a GPU
+    python tests/benchmarks/llama.py --small --out data/results/llama_small.csv    # two cores
+    python tests/benchmarks/llama.py --out data/results/llama.csv --steps 1100 \\
+        --text books-0[0-6]* books-1[89]* books-20* --validation books-07*         # a GPU
 
 Trains GPT-2's architecture, the same with one part exchanged, and Llama with all of them, from
 random weights on the same batches. The width of the feed-forward network is chosen so that all have
@@ -12,10 +12,12 @@ then used with the other seeds. A seed decides the initialization and the batche
 can be compared seed by seed.
 
 Rows of the experiment `loss` have the loss on held-out text, in windows of the training length.
-Rows of `small init` have the same for three variants with GPT-2's initialization as it is, which at
-this width gives small activations. Rows of `length` have, for windows four times as long, the mean
-loss in each eighth of the window (`by_position`), with the positions as trained or adapted as
-`positions` says.
+Rows of `length` have, for windows four times as long, the mean loss in each eighth of the window
+(`by_position`), with the positions as trained or adapted as `positions` says.
+
+GPT-2 initializes weights with a standard deviation of 0.02, for an embedding dimension of 768.
+Narrower layers add up fewer terms, and `--small` uses a larger one for outputs of about the same
+size; its rows of `init 0.02` have three variants with GPT-2's own.
 
 On CUDA the training step is recorded once as a CUDA graph and replayed, since launching such small
 kernels takes longer than they do. With `--seconds` and without `--steps`, the step is timed first
@@ -32,6 +34,7 @@ import math
 import multiprocessing
 import os
 import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -72,13 +75,13 @@ from helpers.training import (
 
 VARIANTS = ("GPT-2", "RMSNorm", "SwiGLU", "no biases", "RoPE", "grouped-query", "Llama",
             "Llama, multi-head", "untied head")
-SMALL_INIT = ("GPT-2", "SwiGLU", "Llama")
+GPT2_INIT = ("GPT-2", "SwiGLU", "Llama")
 ADAPTED = ("as trained", "sliding window", "linear scaling", "llama3 scaling", "larger base")
 FACTOR, BINS = 4, 8                      # windows so many times as long, in so many parts
 COLUMNS = ("experiment", "variant", "positions", "lr", "seed", "val_loss", "bits_per_byte",
            "train_loss", "by_position", "n_params", "width", "n_embd", "n_head", "n_kv_head",
-           "n_layer", "vocab_size", "context_length", "batch_size", "steps", "train_tokens",
-           "val_tokens", "seconds", "device", "text")
+           "n_layer", "init_std", "vocab_size", "context_length", "batch_size", "steps",
+           "train_tokens", "val_tokens", "seconds", "device", "text")
 
 
 @dataclass(frozen=True)
@@ -91,14 +94,15 @@ class Setting:
     n_layer: int = 4
     context_length: int = 128
     batch_size: int = 32
-    steps: int = 1000
-    lrs: tuple[float, ...] = (2e-3, 4e-3, 8e-3)
+    steps: int = 1100
+    lrs: tuple[float, ...] = (1e-3, 2e-3, 4e-3)
     seeds: int = 3
+    init_std: float = 0.02               # standard deviation of the initial weights
     length_windows: int = 256            # long windows that are read for the experiment `length`
 
 
 SMALL = Setting(n_embd=64, n_head=4, n_kv_head=2, n_layer=3, context_length=64, batch_size=16,
-                steps=200, lrs=(6e-3, 1.2e-2), seeds=3, length_windows=32)
+                steps=120, lrs=(6e-3, 1.2e-2), init_std=0.07, length_windows=32)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -168,13 +172,8 @@ def initialize(model: nn.Module, std: float) -> None:
             nn.init.normal_(weight, std=factor * std)
 
 
-def build(variant: str, width: int, setting: Setting, vocab_size: int,
-          scale_init: bool = True) -> nn.Module:
-    """A variant with random weights; `width` is that between the layers of the feed-forward.
-
-    GPT-2's standard deviation of 0.02 goes with an embedding dimension of 768. Narrower layers add
-    up fewer terms; for outputs of the same size the weights must be larger by sqrt(768 / C).
-    """
+def build(variant: str, width: int, setting: Setting, vocab_size: int) -> nn.Module:
+    """A variant with random weights; `width` is that between the layers of the feed-forward."""
     shape = {"vocab_size": vocab_size, "context_length": setting.context_length,
              "n_embd": setting.n_embd, "n_head": setting.n_head, "n_layer": setting.n_layer}
     if variant.startswith("Llama"):
@@ -183,7 +182,7 @@ def build(variant: str, width: int, setting: Setting, vocab_size: int,
     else:
         model = GPT(GPTConfig(**shape, tie_word_embeddings=variant != "untied head"))
         exchange(model, variant, width, setting.n_kv_head)
-    initialize(model, 0.02 * (768 / setting.n_embd if scale_init else 1) ** 0.5)
+    initialize(model, setting.init_std)
     return model
 
 
@@ -286,7 +285,7 @@ class Run:
     lr: float
     seed: int
     width: int
-    scale_init: bool = True
+    init_std: float
 
 
 WORK: dict = {}                          # of a process: setting, tokens, device, graph or not
@@ -294,7 +293,9 @@ WORK: dict = {}                          # of a process: setting, tokens, device
 
 def prepare(setting: Setting, train: np.ndarray, val: np.ndarray, graph: bool,
             deadline: float) -> None:
-    """Load once in each process what all its runs need."""
+    """Load once in each process what all its runs need; it ends with the one that started it."""
+    if parent := multiprocessing.parent_process():
+        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
     torch.set_num_threads(1)
     torch.set_float32_matmul_precision("high")               # TF32 on CUDA
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -398,11 +399,11 @@ def loss_by_position(model: nn.Module, ids: Tensor, T: int, n_windows: int | Non
 
 def measure(run: Run) -> list[dict]:
     """Train once; returns the rows of the run, none after the deadline."""
-    setting, began = WORK["setting"], time.perf_counter()
+    began, setting = time.perf_counter(), replace(WORK["setting"], init_std=run.init_std)
     if time.time() > WORK["deadline"]:
         return []
     set_seed(run.seed)
-    model = build(run.variant, run.width, setting, WORK["vocab_size"], run.scale_init)
+    model = build(run.variant, run.width, setting, WORK["vocab_size"])
     model = model.to(WORK["device"])
     train = train_by_graph if WORK["graph"] else train_by_fit
     train_loss = train(model, draw_starts(run.seed, setting.steps, setting), run.lr)
@@ -410,9 +411,9 @@ def measure(run: Run) -> list[dict]:
     loss = loss_by_position(model, val, T).mean().item()
     n_targets = (len(val) - 1) // T * T
     row = asdict(setting) | asdict(run) | {
-        "experiment": "loss" if run.scale_init else "small init", "positions": "as trained",
-        "n_params": model.n_params, "train_loss": round(train_loss, 4),
-        "val_loss": round(loss, 5), "val_tokens": n_targets,
+        "experiment": "loss" if setting == WORK["setting"] else "init 0.02",
+        "positions": "as trained", "n_params": model.n_params,
+        "train_loss": round(train_loss, 4), "val_loss": round(loss, 5), "val_tokens": n_targets,
         "bits_per_byte": round(loss / math.log(2) * (len(val) - 1) / WORK["bytes"], 5),
         "train_tokens": setting.steps * setting.batch_size * T, "vocab_size": WORK["vocab_size"],
         "n_kv_head": setting.n_kv_head if run.variant in ("grouped-query", "Llama")
@@ -420,7 +421,7 @@ def measure(run: Run) -> list[dict]:
         "device": torch.cuda.get_device_name() if WORK["device"].type == "cuda" else "cpu",
         "seconds": round(time.perf_counter() - began, 2)}
     rows = [row]
-    if run.variant in ("GPT-2", "RoPE", "Llama") and run.scale_init:
+    if run.variant in ("GPT-2", "RoPE", "Llama") and setting == WORK["setting"]:
         for positions in ADAPTED if run.variant == "Llama" else ADAPTED[:1]:
             longer = lengthened(model, FACTOR * T, positions)
             found = loss_by_position(longer, val, FACTOR * T, setting.length_windows)
@@ -466,7 +467,8 @@ def plan_rates(setting: Setting, widths: dict[str, int]) -> list[Run]:
     """Each variant with each learning rate, at the first seed; the middle rates first."""
     order = sorted(setting.lrs, key=lambda lr: abs(math.log(lr / sorted(setting.lrs)[
         len(setting.lrs) // 2])))
-    return [Run(variant, lr, 0, width) for lr in order for variant, width in widths.items()]
+    return [Run(variant, lr, 0, width, setting.init_std)
+            for lr in order for variant, width in widths.items()]
 
 
 def best_rates(rows: Iterable[dict]) -> dict[str, float]:
@@ -503,8 +505,9 @@ def main() -> None:
     vocab_size = load_tokenizer("tiny").n_vocab
     widths = {v: matching_width(v, setting, vocab_size) for v in options.variants}
     graph = torch.cuda.is_available() and not options.eager
+    others = setting.seeds if setting.init_std != 0.02 else 0        # runs with GPT-2's own
     n_runs = (len(widths) * (len(setting.lrs) + setting.seeds - 1)
-              + setting.seeds * len(set(widths) & set(SMALL_INIT)))
+              + others * len(set(widths) & set(GPT2_INIT)))
 
     def open_pool() -> ProcessPoolExecutor:
         return ProcessPoolExecutor(options.processes, context, prepare,
@@ -553,10 +556,11 @@ def main() -> None:
 
         do(plan_rates(setting, widths))
         best = best_rates(rows)
-        do(Run(variant, best[variant], seed, width) for seed in range(1, setting.seeds)
-           for variant, width in widths.items() if variant in best)
-        do(Run(variant, best[variant], seed, widths[variant], scale_init=False)
-           for seed in range(setting.seeds) for variant in SMALL_INIT if variant in best)
+        do(Run(variant, best[variant], seed, width, setting.init_std)
+           for seed in range(1, setting.seeds) for variant, width in widths.items()
+           if variant in best)
+        do(Run(variant, best[variant], seed, widths[variant], 0.02)
+           for seed in range(others) for variant in GPT2_INIT if variant in best)
     print(f"{sum(row['experiment'] != 'length' for row in rows)} of {n_runs} runs in "
           f"{time.perf_counter() - began:.0f} s, written to {options.out}")
 
