@@ -13,7 +13,7 @@ from tiktoken import Encoding
 from torch import Tensor
 
 from helpers.gpt import GPT
-from helpers.tokenizer import encode, make_encoding, mergeable_ranks
+from helpers.tokenizer import encode, mergeable_ranks
 from helpers.training import IGNORE_INDEX
 
 __all__ = [
@@ -57,10 +57,11 @@ def add_special_tokens(tokenizer: Encoding, tokens: Sequence[str]) -> Encoding:
         >>> longer.n_vocab - tokenizer.n_vocab
         2
     """
-    present = sorted(tokenizer.special_tokens_set, key=tokenizer.encode_single_token)
-    merges = list(mergeable_ranks(tokenizer))[256:]
-    return make_encoding(tokenizer.name, merges,
-                         [*present, *(token for token in tokens if token not in present)])
+    special = {t: tokenizer.encode_single_token(t) for t in tokenizer.special_tokens_set}
+    new = [token for token in tokens if token not in special]
+    special |= {token: tokenizer.n_vocab + i for i, token in enumerate(new)}
+    return Encoding(tokenizer.name, pat_str=tokenizer._pat_str,
+                    mergeable_ranks=mergeable_ranks(tokenizer), special_tokens=special)
 
 
 # cell resize-token-embeddings of notebooks/07_instruction_tuning.ipynb
@@ -76,7 +77,8 @@ def resize_token_embeddings(model: GPT, vocab_size: int) -> GPT:
     if vocab_size < n_old:
         raise ValueError(f"the model has {n_old} tokens already, more than {vocab_size}")
     weight = model.token_embedding.weight
-    longer = GPT(replace(model.config, vocab_size=vocab_size)).to(weight.device, weight.dtype)
+    config = replace(model.config, vocab_size=vocab_size)
+    longer = type(model)(config).to(weight.device, weight.dtype)
     state = model.state_dict()
     for name in ("token_embedding.weight", "lm_head.weight"):
         new = state[name].mean(dim=0, keepdim=True).expand(vocab_size - n_old, -1)
