@@ -1,8 +1,9 @@
-"""Chapter 7: a GGUF file, read by the package gguf, by transformers, and by llama.cpp itself.
+"""Chapters 7, 8: a GGUF file, read by the package gguf, by transformers, and by llama.cpp itself.
 
 The tests of llama.cpp are skipped where llama-cpp-python is not installed: pip builds it from
 source, for many minutes.
 """
+# ruff: noqa: F811 (fixtures are imported)
 
 import socket
 import subprocess
@@ -16,12 +17,16 @@ import pytest
 import requests
 import torch
 from fitting import make_model, perturb
+from test_hf_tokenizer import CHAT, encodings, folders, trained  # noqa: F401
 
 from helpers.generation import generate
 from helpers.gguf_export import ALPACA_CHAT_TEMPLATE, gguf_names, ollama_modelfile, save_gguf
 from helpers.gpt import GPT
+from helpers.hf_tokenizer import encode_prompt
 from helpers.instruction import format_prompt
 from helpers.judge import ChatClient
+from helpers.llama import Llama, LlamaConfig, RopeScaling, interleaved_to_half_split
+from helpers.llama_gguf import llama_gguf_names, load_llama_gguf
 from helpers.pretrained import load_pretrained, save_pretrained
 from helpers.tokenizer import (
     END_OF_TEXT,
@@ -343,3 +348,132 @@ def test_the_server_of_llama_cpp_chats(tiny, tmp_path):
     assert said["usage"]["prompt_tokens"] == len(prompt)
     assert said["choices"][0]["message"]["content"] == ours
     assert isinstance(reply, str) and reply
+
+
+# The architecture llama, of chapter 8
+
+
+LLAMA = {"vocab_size": 283, "context_length": 32, "n_embd": 64, "n_head": 4, "n_kv_head": 2,
+         "n_layer": 2, "intermediate_size": 96}
+LLAMAS = {
+    "as SmolLM2": {}, "untied": {"tie_word_embeddings": False},
+    "one key head, wide heads": {"n_kv_head": 1, "head_size": 32, "rope_base": 500.0},
+    "no groups, larger eps": {"n_kv_head": 4, "norm_eps": 1e-2},
+    "Llama 3's scaling": {"rope_base": 500_000.0, "rope_scaling": RopeScaling(
+        8.0, original_context_length=64)},
+    "linear scaling": {"rope_scaling": RopeScaling(3.0, "linear")},
+}
+
+
+def llama_model(tokenizer, **changes) -> Llama:
+    torch.manual_seed(0)
+    end = eos_token_id(tokenizer)
+    config = LlamaConfig(**LLAMA | {"bos_token_id": end, "eos_token_id": end} | changes)
+    return perturb(Llama(config)).eval()
+
+
+@pytest.mark.parametrize("changes", LLAMAS.values(), ids=LLAMAS)
+def test_a_llama_file_holds_every_tensor(changes, tmp_path, tokenizer):
+    """Queries and keys in the interleaved layout, all else as it is."""
+    model = llama_model(tokenizer, **changes)
+    save_gguf(model, tokenizer, tmp_path / "m.gguf", dtype="float32")
+    found, c = tensors(tmp_path / "m.gguf"), model.config
+    factors = found.pop("rope_freqs.weight", None)
+    assert found.keys() == set(llama_gguf_names(c).values())
+    for ours, theirs in llama_gguf_names(c).items():
+        weight = torch.from_numpy(found[theirs].copy())
+        if "attn_q" in theirs or "attn_k" in theirs:
+            n_head = c.n_head if "attn_q" in theirs else c.n_kv_head
+            assert not torch.equal(weight, model.get_parameter(ours))
+            weight = interleaved_to_half_split(weight, n_head)
+        assert torch.equal(weight, model.get_parameter(ours)), theirs
+    with torch.no_grad():
+        torch.testing.assert_close(load_llama_gguf(tmp_path / "m.gguf", c)(IDS), model(IDS))
+    llama_3 = c.rope_scaling is not None and c.rope_scaling.kind == "llama3"
+    assert (factors is not None) == llama_3
+    if llama_3:
+        assert factors.shape == (c.head_size // 2,) and factors[0] == 1 and 7.9 < factors[-1] < 8.1
+
+
+@pytest.mark.parametrize("changes", [v for k, v in LLAMAS.items() if "scaling" not in k])
+def test_transformers_reads_a_llama_file_with_equal_logits(changes, tmp_path, tokenizer):
+    from transformers import AutoTokenizer, LlamaForCausalLM
+
+    model = llama_model(tokenizer, **changes)
+    save_gguf(model, tokenizer, tmp_path / "m.gguf", dtype="float32")
+    theirs = LlamaForCausalLM.from_pretrained(tmp_path, gguf_file="m.gguf",
+                                              dtype=torch.float32).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(IDS).logits, model(IDS), rtol=1e-4, atol=1e-4)
+    opened = AutoTokenizer.from_pretrained(tmp_path, gguf_file="m.gguf")
+    assert opened("lower towers", add_special_tokens=False)["input_ids"] == encode(
+        tokenizer, "lower towers")
+
+
+def test_the_metadata_of_a_llama(tmp_path, encodings):
+    tokenizer = encodings["llama-bpe"]
+    model = llama_model(train_bpe(TEXT, 280), vocab_size=tokenizer.n_vocab + 2, head_size=24,
+                        bos_token_id=tokenizer.begin[0], eos_token_id=(5, 7), norm_eps=1e-3,
+                        rope_base=12345.0)
+    save_gguf(model, tokenizer, tmp_path / "m.gguf")
+    said = metadata(tmp_path / "m.gguf")
+    sizes = ("context_length", "embedding_length", "feed_forward_length", "block_count",
+             "attention.head_count", "attention.head_count_kv", "attention.key_length",
+             "rope.dimension_count", "rope.freq_base", "vocab_size")
+    assert said["general.architecture"] == "llama"
+    assert [said[f"llama.{name}"] for name in sizes] == [32, 64, 96, 2, 4, 2, 24, 24, 12345.0,
+                                                         tokenizer.n_vocab + 2]
+    assert said["llama.attention.layer_norm_rms_epsilon"] == pytest.approx(1e-3)
+    assert said["tokenizer.ggml.pre"] == "llama-bpe"
+    assert said["tokenizer.ggml.add_bos_token"] is True
+    assert said["tokenizer.ggml.bos_token_id"] == tokenizer.begin[0]
+    assert (said["tokenizer.ggml.eos_token_id"], said["tokenizer.ggml.eot_token_id"]) == (5, 7)
+    assert said["tokenizer.chat_template"] == CHAT
+    assert len(said["tokenizer.ggml.tokens"]) == tokenizer.n_vocab + 2
+
+
+@pytest.mark.parametrize(("changes", "dtype", "message"), [
+    ({}, "int4", r"dtype must be one of float32, float16, q8_0, not 'int4'"),
+    ({"intermediate_size": 100}, "q8_0", r"multiples of 32, not \(64, 100, 64\)"),
+    ({"vocab_size": 270, "bos_token_id": None, "eos_token_id": None}, "float16",
+     r"The tokenizer has 280 tokens, the model 270"),
+    ({"qk_norm": True}, "float16", "no qk_norm"), ({"sliding_window": 4}, "float16", "no qk_norm"),
+])
+def test_what_is_refused_of_a_llama(changes, dtype, message, tmp_path, tokenizer):
+    with pytest.raises(ValueError, match=message):
+        save_gguf(llama_model(tokenizer, **changes), tokenizer, tmp_path / "m.gguf", dtype)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("changes", LLAMAS.values(), ids=LLAMAS)
+def test_llama_cpp_runs_a_llama(changes, tmp_path, tokenizer):
+    """Equal logits, and token by token the same greedy text to the end of the context."""
+    model = llama_model(tokenizer, **changes)
+    save_gguf(model, tokenizer, tmp_path / "m.gguf", dtype="float32")
+    llama = open_llama(tmp_path / "m.gguf", logits_all=True)
+    for row in IDS:
+        with torch.no_grad():
+            wanted = model(row[None])[0].numpy()
+        np.testing.assert_allclose(logits_of(llama, row.tolist()), wanted, rtol=0, atol=2e-3)
+        made = generate(model, row.tolist(), 20)
+        scores = logits_of(llama, made)[len(row) - 1:-1]
+        assert scores.argmax(axis=-1).tolist() == made[len(row):]
+
+
+@pytest.mark.parametrize("form", ["gpt-2", "smollm", "llama-bpe"])
+def test_llama_cpp_makes_the_tokens_of_tokenizer_json(form, tmp_path, encodings):
+    tokenizer = encodings[form]
+    model = llama_model(train_bpe(TEXT, 280), vocab_size=tokenizer.n_vocab,
+                        bos_token_id=tokenizer.encode_single_token(tokenizer.names["bos_token"]),
+                        eos_token_id=tokenizer.encode_single_token("<|im_end|>"))
+    save_gguf(model, tokenizer, tmp_path / "m.gguf", "q8_0")
+    llama = open_llama(tmp_path / "m.gguf")
+    for text in HOSTILE:
+        if tokenizer.absent_bytes and set(text.encode()) & tokenizer.absent_bytes:
+            continue
+        ids = llama.tokenize(text.encode("utf-8"), add_bos=True, special=False)
+        assert ids == encode_prompt(tokenizer, text), text
+    marked = "<|im_start|>user\nlow 12<|im_end|>\n"
+    assert llama.tokenize(marked.encode(), add_bos=False, special=True) == tokenizer.encode(
+        marked, allowed_special="all")
+    assert llama.metadata["tokenizer.chat_template"] == CHAT
