@@ -56,9 +56,9 @@ from helpers.training import IGNORE_INDEX, TrainConfig, bits_per_byte, evaluate_
 
 MIN_STEPS = 150                          # also for few examples
 MAX_NEW_TOKENS = 64
-LR, LORA_LR = 3e-4, 3e-3
+LR = 1e-3
 EXTRA_BATCH_SIZE = 64                    # of the additional examples
-RECORDED = ("base", "full", "unmasked", "lora", "long", "more")
+RECORDED = ("base", "full", "unmasked", "lora", "more")
 
 
 @dataclass(frozen=True)
@@ -97,39 +97,34 @@ def plan(quick: bool) -> list[Run]:
                 Run("examples", **one), Run("lora", method="lora", rank=8, record="lora", **one),
                 Run("end masked", mask_end=True, **one),
                 Run("kind included", include_held_out=True, **one)]
-    runs = [base]
-    more = {"splits": chosen_by}
-    for seed in range(2):
-        for n in (60_000, 20_000, 5_000):
-            runs += [Run("more examples", seed, lr=lr, n_extra=n,
-                         record="more" if (seed, n, lr) == (0, 60_000, 1e-3) else "", **more)
-                     for lr in (1e-3, LR)]
-        runs += [Run("more examples", seed, lr=1e-3, n_extra=60_000, mixed=True, **more),
-                 Run("recipe", seed, epochs=10, every_epoch=True, record="" if seed else "long",
-                     **more),
-                 Run("recipe", seed, lr=5e-4, epochs=10, every_epoch=True, **more)]
-        runs += [Run("recipe", seed, lr=lr, epochs=epochs, every_epoch=True, **more)
-                 for lr, epochs in ((LR, 3), (LR, 6), (5e-4, 6), (5e-4, 3))]
+    runs, more = [base], {"splits": chosen_by}
     for seed in range(3):
+        runs += [Run("recipe", seed, lr=lr, epochs=epochs, every_epoch=True, **more)
+                 for lr in (3e-4, 5e-4) for epochs in (6, 3)]
+        runs += [Run("more examples", seed, n_extra=60_000, mixed=True,
+                     record="" if seed else "more", **more)]
+        runs += [Run("more examples", seed, lr=lr, n_extra=n, **more)
+                 for n in (20_000, 5_000) for lr in (LR, 3e-4)]
+    for seed in range(5):
         for mask in (True, False):
             record = ("full" if mask else "unmasked") if seed == 0 else ""
             runs.append(Run("masking", seed, mask_prompt=mask, every_epoch=True, record=record))
+    for seed in range(3):
+        runs += [Run("examples", seed, n_train=n) for n in (50, 100, 200, 400, 800, 1600)]
         runs += [Run("kind included", seed, include_held_out=True),
-                 Run("lora", seed, "lora", 8, LORA_LR, record="" if seed else "lora")]
-        runs += [Run("examples", seed, n_train=n) for n in (1600, 800, 400, 200, 100, 50)]
-        runs += [Run("end masked", seed, mask_end=True)] if seed < 2 else []
-    runs += [Run("more examples", lr=1e-3, n_extra=120_000, **more)]
-    for seed in range(2):
-        runs += [Run("recipe", seed, lr=lr, epochs=10, every_epoch=True, dropout=0.1, **more)
-                 for lr in (LR, 5e-4)]
-        runs += [Run("recipe", seed, lr=lr, epochs=epochs, batch_size=32, every_epoch=True, **more)
-                 for lr in (LR, 5e-4) for epochs in (6, 10)]
-        runs += [Run("recipe", seed, lr=2e-4, epochs=epochs, every_epoch=True, **more)
-                 for epochs in (10, 6, 3)]
-        runs += [Run("recipe", seed, lr=lr, epochs=3, every_epoch=True, **more)
-                 for lr in (1e-4, 1e-3, 3e-3)]
-    for seed in range(2):
-        runs += [Run("lora", seed, "lora", 32, LORA_LR), Run("lora", seed, "lora", 8, LORA_LR / 3)]
+                 Run("lora", seed, "lora", 8, 3 * LR, record="" if seed else "lora"),
+                 Run("end masked", seed, mask_end=True)]
+        runs += [Run("learning rate", seed, lr=lr, splits=("val",))
+                 for lr in (1e-4, 3e-4, 1e-3, 3e-3)]
+        runs += [Run("epochs", seed, epochs=10, every_epoch=True, splits=("val",))]
+    for seed in range(3):
+        runs += [Run("more examples", seed, lr=lr, n_extra=60_000, **more) for lr in (LR, 3e-4)]
+        runs += [Run("recipe", seed, lr=lr, epochs=10, dropout=dropout, every_epoch=True, **more)
+                 for lr in (3e-4, 5e-4) for dropout in (0.0, 0.1)]
+        runs += [Run("recipe", seed, lr=lr, epochs=6, batch_size=32, every_epoch=True, **more)
+                 for lr in (3e-4, 5e-4)]
+    for seed in range(3):
+        runs += [Run("lora", seed, "lora", 32, 3 * LR), Run("lora", seed, "lora", 8, 10 * LR)]
     return runs
 
 

@@ -19,7 +19,7 @@ import pandas as pd
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from helpers.instruction import exact_match, wilson_interval  # noqa: E402
+from helpers.instruction import wilson_interval  # noqa: E402
 
 RESULTS = ROOT / "data" / "results"
 SPAM = {"majority": "majority class", "length": "length alone", "keywords": "keywords",
@@ -27,6 +27,7 @@ SPAM = {"majority": "majority class", "length": "length alone", "keywords": "key
         "last": "fine-tuned: last block and final norm", "lora": "fine-tuned: LoRA",
         "all": "fine-tuned: all parameters", "dropout": "fine-tuned: all, with dropout",
         "auxiliary": "fine-tuned: all, language-model loss beside it",
+        "auxiliary dropout": "fine-tuned: all, language-model loss and dropout",
         "random": "random start: all parameters"}
 
 
@@ -55,26 +56,38 @@ def spam_table() -> str:
     return "\n".join(lines)
 
 
+def chosen_run(results: pd.DataFrame, experiment: str) -> int:
+    """The run of the experiment with the most exact matches on the validation set."""
+    rows = results[(results["experiment"] == experiment) & (results["split"] == "val")
+                   & (results["epoch"] == results["epochs"])]
+    return int(rows.loc[rows["exact_match"].idxmax(), "run"])
+
+
 def instruction_table() -> str:
-    """Exact match of the closed kinds, before and after fine-tuning, with Wilson intervals."""
+    """Exact match of the closed kinds on the test set, with Wilson intervals."""
     kinds = json.loads((ROOT / "data" / "instruction_kinds.json").read_text(encoding="utf-8"))
-    rows = pd.read_csv(RESULTS / "instruction_responses.csv", keep_default_na=False)
-    rows = rows[[kinds[kind]["closed"] for kind in rows["kind"]]]
-    for name in ("base", "full"):
-        rows[f"{name} right"] = [exact_match(a, b) > 0
-                                 for a, b in zip(rows[name], rows["reference"], strict=True)]
-    lines = ["| kind of task | test examples | base | fine-tuned | 95% interval |",
-             "|---|---|---|---|---|"]
+    results = pd.read_csv(RESULTS / "instruction.csv")
+    scores = pd.read_csv(RESULTS / "instruction_kinds.csv")
+    closed = [kind for kind, about in kinds.items() if about["closed"] and kind != "negative"]
+    scores = scores[(scores["split"] == "test") & scores["kind"].isin(closed)]
+    chosen = [chosen_run(results, name) for name in ("base", "recipe", "more examples")]
+    base, tuned, more = (scores[scores["run"] == run].set_index("kind") for run in chosen)
+    extra = int(results[results["run"] == chosen[2]]["n_extra"].iloc[0])
+    lines = [f"| kind of task | test examples | base | fine-tuned | with {extra:,} more examples | "
+             "95% interval |", "|---|---|---|---|---|---|"]
 
-    def line(name: str, part: pd.DataFrame) -> str:
-        right, n = int(part["full right"].sum()), len(part)
-        low, high = wilson_interval(right, n)
-        return (f"| {name} | {n} | {100 * part['base right'].mean():.0f}% | {100 * right / n:.0f}% "
-                f"| {100 * low:.0f} to {100 * high:.0f}% |")
+    def line(name: str, n: int, right: list[int]) -> str:
+        low, high = wilson_interval(right[-1], n)
+        cells = [f"{100 * r / n:.0f}%" for r in right]
+        return f"| {name} | {n} | {' | '.join(cells)} | {100 * low:.0f} to {100 * high:.0f}% |"
 
-    order = rows.groupby("kind")["full right"].mean().sort_values(ascending=False, kind="stable")
-    lines += [line(f"`{kind}`", rows[rows["kind"] == kind]) for kind in order.index]
-    return "\n".join([*lines, line("all closed kinds", rows)])
+    def counts(kind: str) -> list[int]:
+        return [round(t.loc[kind, "score"] * t.loc[kind, "n"] / 100) for t in (base, tuned, more)]
+
+    order = more.sort_values("score", ascending=False, kind="stable").index
+    lines += [line(f"`{kind}`", int(more.loc[kind, "n"]), counts(kind)) for kind in order]
+    totals = [sum(column) for column in zip(*map(counts, order), strict=True)]
+    return "\n".join([*lines, line("all closed kinds", int(more["n"].sum()), totals)])
 
 
 def main() -> int:
