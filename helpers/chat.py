@@ -60,8 +60,10 @@ def add_special_tokens(tokenizer: Encoding, tokens: Sequence[str]) -> Encoding:
     special = {t: tokenizer.encode_single_token(t) for t in tokenizer.special_tokens_set}
     new = [token for token in tokens if token not in special]
     special |= {token: tokenizer.n_vocab + i for i, token in enumerate(new)}
-    return Encoding(tokenizer.name, pat_str=tokenizer._pat_str,
-                    mergeable_ranks=mergeable_ranks(tokenizer), special_tokens=special)
+    if not new:
+        return tokenizer
+    return type(tokenizer)(tokenizer.name, pat_str=tokenizer._pat_str,
+                           mergeable_ranks=mergeable_ranks(tokenizer), special_tokens=special)
 
 
 # cell resize-token-embeddings of notebooks/07_instruction_tuning.ipynb
