@@ -531,7 +531,7 @@ def test_the_chat_functions_of_chapter_7(folder):
     assert longer.encode_single_token("<|tool|>") == tokenizer.n_vocab
     assert all(encode(longer, t) == encode(tokenizer, t) for t in HOSTILE if not (
         set(t.encode()) & tokenizer.absent_bytes))
-    chat = [{"role": "user", "content": "Say yes."}, {"role": "assistant", "content": "Yes."}]
+    chat = [{"role": "user", "content": "say yes"}, {"role": "assistant", "content": "yes"}]
     ids, _ = encode_chat(longer, chat)
     assert longer.decode(ids.tolist()) == apply_chat_template(chat)
     larger = resize_token_embeddings(model, 420)
