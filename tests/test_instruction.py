@@ -664,8 +664,6 @@ def test_with_end_tokens_masked_it_does_not_stop(tokenizer, model):
     assert not any(end in ids for ids in generate(small, prompts, 20, eos_token_id=end))
 
 
-
-
 # --- the benchmark ------------------------------------------------------------------------------
 
 
@@ -681,7 +679,7 @@ def benchmark():
 
 def test_the_benchmark_plans_what_the_chapter_reads(benchmark):
     wanted = {"base", "masking", "examples", "epochs", "learning rate", "lora", "end masked",
-              "kind included"}
+              "kind included", "recipe", "more examples"}
     for quick in (True, False):
         runs = benchmark.plan(quick)
         assert {run.experiment for run in runs} == wanted
@@ -693,13 +691,18 @@ def test_the_benchmark_trains_and_measures_one_run(benchmark, monkeypatch):
     """Eight examples, eight responses: what it counts is what it says."""
     monkeypatch.setattr(benchmark, "MAX_NEW_TOKENS", 4)
     bench = benchmark.Bench("negative", quick=True)
-    bench.test = bench.test[:8]
+    bench.test, bench.val, bench.prose = bench.test[:8], bench.val[:4], bench.prose[:200]
     run = benchmark.Run("masking", epochs=1, n_train=8, every_epoch=True, record="full")
-    rows, recorded = bench(run)
+    rows, kinds, recorded = bench(run)
+    assert sum(row["n"] for row in kinds) == 8 + len(bench.held_out)
     assert len(rows) == 1 and rows[0]["n_train"] == 8 and rows[0]["steps"] == rows[0]["epoch"] == 1
     assert rows[0]["n_closed"] + rows[0]["n_open"] == len(recorded["full"]) == 8
     assert 0 <= rows[0]["exact_match"] <= 100 and 0 <= rows[0]["ended"] <= 1
     before = bench(benchmark.Run("base", epochs=0))[0][0]
     assert rows[0]["val_loss"] != before["val_loss"]
+    more = bench(benchmark.Run("more examples", epochs=1, n_train=8, n_extra=8,
+                               splits=("val", "test")))[0]
+    assert [(row["split"], row["epoch"], row["steps"]) for row in more] == [
+        ("val", 0, 1), ("val", 1, 2), ("test", 1, 2)]               # after each stage, then test
     assert all(e["kind"] != "negative" for e in bench.train)
     assert {e["kind"] for e in bench.held_out} == {"negative"}

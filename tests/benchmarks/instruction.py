@@ -94,6 +94,8 @@ def plan(quick: bool) -> list[Run]:
                 Run("more examples", n_extra=64, splits=chosen_by, record="more", **one),
                 Run("more examples", n_extra=64, mixed=True, splits=chosen_by, **one),
                 Run("masking", mask_prompt=False, every_epoch=True, record="unmasked", **one),
+                Run("epochs", splits=("val",), **one),
+                Run("learning rate", lr=3e-4, splits=("val",), **one),
                 Run("examples", **one), Run("lora", method="lora", rank=8, record="lora", **one),
                 Run("end masked", mask_end=True, **one),
                 Run("kind included", include_held_out=True, **one)]
