@@ -224,6 +224,16 @@ def load_pretrained(folder_or_name: str | Path, *, dtype: torch.dtype = torch.fl
     return model.eval(), tokenizer
 
 
+# cell write-tokenizer of notebooks/05_pretraining.ipynb
+def _write_tokenizer(tokenizer: tiktoken.Encoding, folder: Path) -> None:
+    """Write vocab.json and merges.txt; or tokenizer.json, if it was opened from one."""
+    if type(tokenizer) is tiktoken.Encoding:
+        return save_tokenizer(tokenizer, folder)
+    import_module("helpers.hf_tokenizer").save_hf_tokenizer(tokenizer, folder)
+    for name in ("vocab.json", "merges.txt"):            # of another tokenizer: they go first
+        (folder / name).unlink(missing_ok=True)
+
+
 # cell save-pretrained of notebooks/05_pretraining.ipynb
 def save_pretrained(model: GPT, tokenizer: tiktoken.Encoding, folder: str | Path, *,
                     dtype: torch.dtype | None = None) -> None:
@@ -267,12 +277,7 @@ def save_pretrained(model: GPT, tokenizer: tiktoken.Encoding, folder: str | Path
         "tie_word_embeddings": config.tie_word_embeddings, "bos_token_id": config.bos_token_id,
         "eos_token_id": config.eos_token_id, "torch_dtype": str(stored).removeprefix("torch."),
     }
-    if type(tokenizer) is tiktoken.Encoding:
-        save_tokenizer(tokenizer, folder)
-    else:
-        import_module("helpers.hf_tokenizer").save_hf_tokenizer(tokenizer, folder)
-        for name in ("vocab.json", "merges.txt"):        # of another tokenizer: read before it
-            (folder / name).unlink(missing_ok=True)
+    _write_tokenizer(tokenizer, folder)
     with atomic_write(folder / "model.safetensors") as temporary:
         try:
             save_file(weights, temporary, metadata={"format": "pt"})

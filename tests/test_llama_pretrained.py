@@ -446,14 +446,7 @@ HUB = """
     import sys, time
     from pathlib import Path
     import torch
-    from helpers.chat import (
-    CHATML,
-    add_special_tokens,
-    apply_chat_template,
-    encode_chat,
-    resize_token_embeddings,
-)
-from helpers.common import resolve_settings
+    from helpers.common import resolve_settings
     from helpers.generation import generate
     from helpers.hf_tokenizer import encode_messages
     from helpers.pretrained import load_pretrained
