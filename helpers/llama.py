@@ -2,6 +2,7 @@
 
 Made from notebooks/08_llama.ipynb by helpers.export.
 Edit the notebook, not this file.
+The same notebook makes helpers.llama_pretrained, helpers.hf_tokenizer, helpers.llama_gguf.
 """
 
 import math
@@ -20,10 +21,9 @@ from helpers.gpt import (
 )
 
 __all__ = [
-    "RopeScaling",
-    "LlamaConfig",
     "RMSNorm",
     "SwiGLU",
+    "RopeScaling",
     "rope_frequencies",
     "rope_tables",
     "apply_rope",
@@ -31,129 +31,17 @@ __all__ = [
     "interleaved_to_half_split",
     "repeat_kv",
     "grouped_attention",
+    "sliding_window_mask",
+    "LlamaConfig",
     "GroupedQueryAttention",
     "LlamaBlock",
-    "sliding_window_mask",
     "rope_and_mask",
     "Llama",
     "LLAMA_LINEAR_LAYERS",
+    "MixtureOfExperts",
+    "expert_load",
+    "load_balancing_loss",
 ]
-
-
-# cell rope-scaling of notebooks/08_llama.ipynb
-@dataclass(frozen=True)
-class RopeScaling:
-    """How the frequencies of rotary positions are changed for contexts longer than pretraining's.
-
-    "linear" divides all of them by `factor` (Chen et al. 2023, arXiv:2306.15595). "llama3" is Llama
-    3.1's rule: it divides by `factor` where a wavelength is longer than
-    original_context_length / low_freq_factor, changes nothing where it is shorter than
-    original_context_length / high_freq_factor, and interpolates between.
-
-    Raises:
-        ValueError: another kind, a factor below 1, or high_freq_factor not above low_freq_factor.
-
-    Example:
-        >>> RopeScaling(factor=8.0).kind
-        'llama3'
-    """
-
-    factor: float
-    kind: str = "llama3"
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
-    original_context_length: int = 8192
-
-    def __post_init__(self) -> None:
-        if self.kind not in ("llama3", "linear"):
-            raise ValueError(f'kind must be "llama3" or "linear", not {self.kind!r}.')
-        if not self.factor >= 1:
-            raise ValueError(f"factor must be at least 1, not {self.factor!r}.")
-        if not 0 < self.low_freq_factor < self.high_freq_factor:
-            raise ValueError("expected 0 < low_freq_factor < high_freq_factor, not "
-                             f"{self.low_freq_factor!r} and {self.high_freq_factor!r}.")
-        if self.original_context_length < 1:
-            raise ValueError("original_context_length must be at least 1, not "
-                             f"{self.original_context_length!r}.")
-
-
-# cell check-sizes of notebooks/08_llama.ipynb
-def _check_sizes(config: object, names: list[str]) -> None:
-    """Refuse a field that is no whole number of at least 1."""
-    for name in names:
-        value = getattr(config, name)
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}.")
-
-
-# cell check-values of notebooks/08_llama.ipynb
-def _check_values(config: "LlamaConfig") -> None:
-    """Refuse values that do not fit each other, or are out of range."""
-    c = config
-    if c.n_head % c.n_kv_head:
-        raise ValueError(f"n_head ({c.n_head}) must be a multiple of n_kv_head ({c.n_kv_head}).")
-    if c.head_size % 2:
-        raise ValueError(f"head_size must be even, as RoPE rotates pairs: got {c.head_size}.")
-    if not 0 <= c.dropout < 1:
-        raise ValueError(f"dropout must be in [0, 1), not {c.dropout}.")
-    if not c.rope_base > 0:
-        raise ValueError(f"rope_base must be positive, not {c.rope_base}.")
-    if c.sliding_window is not None:
-        _check_sizes(c, ["sliding_window"])
-    ends = c.eos_token_id if isinstance(c.eos_token_id, tuple) else (c.eos_token_id,)
-    for name, value in [("bos_token_id", c.bos_token_id), *(("eos_token_id", i) for i in ends)]:
-        if value is not None and (not isinstance(value, int) or not 0 <= value < c.vocab_size):
-            raise ValueError(f"{name} must be an id of the vocabulary of {c.vocab_size}, "
-                             f"not {value!r}.")
-
-
-# cell llama-config of notebooks/08_llama.ipynb
-@dataclass(frozen=True)
-class LlamaConfig:
-    """The hyperparameters of a Llama. What is None at first is filled in when it is made.
-
-    Raises:
-        ValueError: a size below 1, heads that do not divide, an odd head size, dropout outside
-            [0, 1), or a begin or end id that is no id of the vocabulary.
-
-    Example:
-        >>> config = LlamaConfig(vocab_size=9, context_length=4, n_embd=96, n_head=4, n_layer=1)
-        >>> config.head_size, config.n_kv_head, config.intermediate_size
-        (24, 4, 256)
-    """
-
-    vocab_size: int                            # V, the number of tokens
-    context_length: int                        # the most tokens that the model can attend to
-    n_embd: int                                # C, the embedding dimension
-    n_head: int                                # nh, query heads of each attention layer
-    n_layer: int                               # L, the number of blocks
-    n_kv_head: int | None = None               # key and value heads; n_head, unless given
-    intermediate_size: int | None = None       # of SwiGLU; 8/3 C, up to a multiple of 32
-    rope_base: float = 10_000.0                # the slowest pair turns by about 1 / base
-    rope_scaling: RopeScaling | None = None    # for contexts longer than those of pretraining
-    head_size: int | None = None               # hs; n_embd / n_head, unless given
-    dropout: float = 0.0                       # of embeddings, attention weights and sublayers
-    norm_eps: float = 1e-5                     # keeps RMSNorm from dividing by zero
-    tie_word_embeddings: bool = True           # output layer and token embedding are one tensor
-    bos_token_id: int | None = None            # the token that begins a document
-    eos_token_id: int | tuple[int, ...] | None = None    # the token, or tokens, that end it
-    qk_norm: bool = False                      # RMSNorm on queries and keys, as Qwen 3 has it
-    sliding_window: int | None = None          # a query attends to so many positions, its own too
-
-    def __post_init__(self) -> None:
-        _check_sizes(self, ["vocab_size", "context_length", "n_embd", "n_head", "n_layer"])
-        if self.head_size is None and self.n_embd % self.n_head:
-            raise ValueError(f"n_embd ({self.n_embd}) must be a multiple of n_head "
-                             f"({self.n_head}), unless head_size is given.")
-        defaults = {"n_kv_head": self.n_head, "head_size": self.n_embd // self.n_head,
-                    "intermediate_size": math.ceil(8 * self.n_embd / 3 / 32) * 32}
-        for name, value in defaults.items():
-            if getattr(self, name) is None:
-                object.__setattr__(self, name, value)       # the class is frozen
-        if isinstance(self.eos_token_id, list):
-            object.__setattr__(self, "eos_token_id", tuple(self.eos_token_id))
-        _check_sizes(self, list(defaults))
-        _check_values(self)
 
 
 # cell rms-norm of notebooks/08_llama.ipynb
@@ -195,6 +83,43 @@ class SwiGLU(nn.Module):
         """Map (..., C) to (..., C) by way of (..., intermediate_size)."""
         gate = F.silu(self.gate_projection(x))
         return self.dropout(self.down_projection(gate * self.up_projection(x)))
+
+
+# cell rope-scaling of notebooks/08_llama.ipynb
+@dataclass(frozen=True)
+class RopeScaling:
+    """How the frequencies of rotary positions are changed for contexts longer than pretraining's.
+
+    "linear" divides all of them by `factor` (Chen et al. 2023, arXiv:2306.15595). "llama3" is Llama
+    3.1's rule: it divides by `factor` where a wavelength is longer than
+    original_context_length / low_freq_factor, changes nothing where it is shorter than
+    original_context_length / high_freq_factor, and interpolates between.
+
+    Raises:
+        ValueError: another kind, a factor below 1, or high_freq_factor not above low_freq_factor.
+
+    Example:
+        >>> RopeScaling(factor=8.0).kind
+        'llama3'
+    """
+
+    factor: float
+    kind: str = "llama3"
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_context_length: int = 8192
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("llama3", "linear"):
+            raise ValueError(f'kind must be "llama3" or "linear", not {self.kind!r}.')
+        if not self.factor >= 1:
+            raise ValueError(f"factor must be at least 1, not {self.factor!r}.")
+        if not 0 < self.low_freq_factor < self.high_freq_factor:
+            raise ValueError("expected 0 < low_freq_factor < high_freq_factor, not "
+                             f"{self.low_freq_factor!r} and {self.high_freq_factor!r}.")
+        if self.original_context_length < 1:
+            raise ValueError("original_context_length must be at least 1, not "
+                             f"{self.original_context_length!r}.")
 
 
 # cell rope-frequencies of notebooks/08_llama.ipynb
@@ -319,6 +244,99 @@ def grouped_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = Non
                                           enable_gqa=n_rep > 1)
 
 
+# cell sliding-window-mask of notebooks/08_llama.ipynb
+def sliding_window_mask(T: int, S: int, window: int, device: torch.device | str = "cpu") -> Tensor:
+    """Which of S keys the last T queries may attend to: the `window` last ones, their own included.
+
+    Later keys are not excluded: `causal_mask` does that.
+
+    Example:
+        >>> sliding_window_mask(2, 4, 2).int()
+        tensor([[0, 1, 1, 1],
+                [0, 0, 1, 1]], dtype=torch.int32)
+    """
+    return torch.ones(T, S, dtype=torch.bool, device=device).triu(S - T - window + 1)
+
+
+# cell check-sizes of notebooks/08_llama.ipynb
+def _check_sizes(config: object, names: list[str]) -> None:
+    """Refuse a field that is no whole number of at least 1."""
+    for name in names:
+        value = getattr(config, name)
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}.")
+
+
+# cell check-values of notebooks/08_llama.ipynb
+def _check_values(config: "LlamaConfig") -> None:
+    """Refuse values that do not fit each other, or are out of range."""
+    c = config
+    if c.n_head % c.n_kv_head:
+        raise ValueError(f"n_head ({c.n_head}) must be a multiple of n_kv_head ({c.n_kv_head}).")
+    if c.head_size % 2:
+        raise ValueError(f"head_size must be even, as RoPE rotates pairs: got {c.head_size}.")
+    if not 0 <= c.dropout < 1:
+        raise ValueError(f"dropout must be in [0, 1), not {c.dropout}.")
+    if not c.rope_base > 0:
+        raise ValueError(f"rope_base must be positive, not {c.rope_base}.")
+    if c.sliding_window is not None:
+        _check_sizes(c, ["sliding_window"])
+    ends = c.eos_token_id if isinstance(c.eos_token_id, tuple) else (c.eos_token_id,)
+    for name, value in [("bos_token_id", c.bos_token_id), *(("eos_token_id", i) for i in ends)]:
+        if value is not None and (not isinstance(value, int) or not 0 <= value < c.vocab_size):
+            raise ValueError(f"{name} must be an id of the vocabulary of {c.vocab_size}, "
+                             f"not {value!r}.")
+
+
+# cell llama-config of notebooks/08_llama.ipynb
+@dataclass(frozen=True)
+class LlamaConfig:
+    """The hyperparameters of a Llama. What is None at first is filled in when it is made.
+
+    Raises:
+        ValueError: a size below 1, heads that do not divide, an odd head size, dropout outside
+            [0, 1), or a begin or end id that is no id of the vocabulary.
+
+    Example:
+        >>> config = LlamaConfig(vocab_size=9, context_length=4, n_embd=96, n_head=4, n_layer=1)
+        >>> config.head_size, config.n_kv_head, config.intermediate_size
+        (24, 4, 256)
+    """
+
+    vocab_size: int                            # V, the number of tokens
+    context_length: int                        # the most tokens that the model can attend to
+    n_embd: int                                # C, the embedding dimension
+    n_head: int                                # nh, query heads of each attention layer
+    n_layer: int                               # L, the number of blocks
+    n_kv_head: int | None = None               # key and value heads; n_head, unless given
+    intermediate_size: int | None = None       # of SwiGLU; 8/3 C, up to a multiple of 32
+    rope_base: float = 10_000.0                # the slowest pair turns by about 1 / base
+    rope_scaling: RopeScaling | None = None    # for contexts longer than those of pretraining
+    head_size: int | None = None               # hs; n_embd / n_head, unless given
+    dropout: float = 0.0                       # of embeddings, attention weights and sublayers
+    norm_eps: float = 1e-5                     # keeps RMSNorm from dividing by zero
+    tie_word_embeddings: bool = True           # output layer and token embedding are one tensor
+    bos_token_id: int | None = None            # the token that begins a document
+    eos_token_id: int | tuple[int, ...] | None = None    # the token, or tokens, that end it
+    qk_norm: bool = False                      # RMSNorm on queries and keys, as Qwen 3 has it
+    sliding_window: int | None = None          # a query attends to so many positions, its own too
+
+    def __post_init__(self) -> None:
+        _check_sizes(self, ["vocab_size", "context_length", "n_embd", "n_head", "n_layer"])
+        if self.head_size is None and self.n_embd % self.n_head:
+            raise ValueError(f"n_embd ({self.n_embd}) must be a multiple of n_head "
+                             f"({self.n_head}), unless head_size is given.")
+        defaults = {"n_kv_head": self.n_head, "head_size": self.n_embd // self.n_head,
+                    "intermediate_size": math.ceil(8 * self.n_embd / 3 / 32) * 32}
+        for name, value in defaults.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)       # the class is frozen
+        if isinstance(self.eos_token_id, list):
+            object.__setattr__(self, "eos_token_id", tuple(self.eos_token_id))
+        _check_sizes(self, list(defaults))
+        _check_values(self)
+
+
 # cell grouped-query-attention of notebooks/08_llama.ipynb
 class GroupedQueryAttention(nn.Module):
     """Causal attention with rotary positions, whose query heads have key and value heads in common.
@@ -397,20 +415,6 @@ class LlamaBlock(nn.Module):
         return x + self.feed_forward(self.norm_2(x))
 
 
-# cell sliding-window-mask of notebooks/08_llama.ipynb
-def sliding_window_mask(T: int, S: int, window: int, device: torch.device | str = "cpu") -> Tensor:
-    """Which of S keys the last T queries may attend to: the `window` last ones, their own included.
-
-    Later keys are not excluded: `causal_mask` does that.
-
-    Example:
-        >>> sliding_window_mask(2, 4, 2).int()
-        tensor([[0, 1, 1, 1],
-                [0, 0, 1, 1]], dtype=torch.int32)
-    """
-    return torch.ones(T, S, dtype=torch.bool, device=device).triu(S - T - window + 1)
-
-
 # cell rope-and-mask of notebooks/08_llama.ipynb
 def rope_and_mask(config: LlamaConfig, past: int, end: int, n_pad: Tensor | None = None,
                   device: torch.device | str = "cpu"
@@ -427,11 +431,11 @@ def rope_and_mask(config: LlamaConfig, past: int, end: int, n_pad: Tensor | None
     """
     c = config
     positions, attn_mask = position_ids_and_mask(past, end, n_pad, device)
-    rope = rope_tables(positions, rope_frequencies(c.head_size, c.rope_base, c.rope_scaling, device))
+    inv_freq = rope_frequencies(c.head_size, c.rope_base, c.rope_scaling, device)
     if c.sliding_window is not None and end > c.sliding_window:
         near = sliding_window_mask(end - past, end, c.sliding_window, device)
         attn_mask = near if attn_mask is None else near & attn_mask
-    return rope, attn_mask
+    return rope_tables(positions, inv_freq), attn_mask
 
 
 # cell llama of notebooks/08_llama.ipynb
@@ -497,3 +501,65 @@ class Llama(nn.Module):
 # cell llama-linear-layers of notebooks/08_llama.ipynb
 LLAMA_LINEAR_LAYERS = ("q_projection", "k_projection", "v_projection", "output_projection",
                        "gate_projection", "up_projection", "down_projection")
+
+
+# cell moe-class of notebooks/08_llama.ipynb
+class MixtureOfExperts(nn.Module):
+    """SwiGLU networks of which a router picks top_k for each token (Mixtral, arXiv:2401.04088).
+
+    It takes the place of a block's feed-forward network. See `load_balancing_loss`.
+
+    Raises:
+        ValueError: top_k is not between 1 and n_experts.
+
+    Example:
+        >>> MixtureOfExperts(8, 16, n_experts=4, top_k=2)(torch.zeros(1, 5, 8)).shape
+        torch.Size([1, 5, 8])
+    """
+
+    def __init__(self, n_embd: int, intermediate_size: int, n_experts: int, top_k: int = 2) -> None:
+        super().__init__()
+        if not 1 <= top_k <= n_experts:
+            raise ValueError(f"top_k must be between 1 and n_experts ({n_experts}), not {top_k}.")
+        self.top_k = top_k
+        self.router = nn.Linear(n_embd, n_experts, bias=False)
+        self.experts = nn.ModuleList(SwiGLU(n_embd, intermediate_size) for _ in range(n_experts))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., C) to (..., C); each expert computes only the tokens that chose it."""
+        tokens = x.reshape(-1, x.shape[-1])                                 # (N, C)
+        top, chosen = self.router(tokens).topk(self.top_k, dim=-1)          # (N, k) each
+        gates = top.softmax(dim=-1)                                         # (N, k)
+        y = torch.zeros_like(tokens)
+        for i, expert in enumerate(self.experts):
+            rows, place = (chosen == i).nonzero(as_tuple=True)              # (n,) each
+            output = gates[rows, place, None] * expert(tokens[rows])        # (n, C)
+            y = y.index_add(0, rows, output.to(y.dtype))
+        return y.view(x.shape)
+
+
+# cell moe-balance-code of notebooks/08_llama.ipynb
+def expert_load(logits: Tensor, top_k: int) -> Tensor:
+    """The fraction of all choices that falls on each expert, (E,), for router logits (..., E).
+
+    Example:
+        >>> expert_load(torch.tensor([[3.0, 2.0, 0.0], [0.0, 1.0, 2.0]]), top_k=1)
+        tensor([0.5000, 0.0000, 0.5000])
+    """
+    chosen = logits.topk(top_k, dim=-1).indices.flatten()                   # (N k,)
+    return torch.bincount(chosen, minlength=logits.shape[-1]) / chosen.numel()
+
+
+# cell moe-balance-loss of notebooks/08_llama.ipynb
+def load_balancing_loss(logits: Tensor, top_k: int) -> Tensor:
+    """E times the sum of load times mean probability, for the router logits (..., E) of a layer.
+
+    Fedus et al. 2021 (arXiv:2101.03961), equation 4, without its factor; 1 for equal loads. The
+    function of that name in `transformers` gives top_k times this, for the layers together.
+
+    Example:
+        >>> load_balancing_loss(torch.eye(4), top_k=1)
+        tensor(1.)
+    """
+    probabilities = logits.float().softmax(dim=-1).flatten(0, -2)           # (N, E)
+    return logits.shape[-1] * (expert_load(logits, top_k) * probabilities.mean(dim=0)).sum()

@@ -35,6 +35,7 @@ NAMES = {
     "05_pretraining",
     "06_spam_classification",
     "07_instruction_tuning",
+    "08_llama",
     "A_pytorch",
     "B_lora",
     "C_long_runs",
