@@ -12,7 +12,15 @@ CHOICES = ("LLM_SOURCE", "LLM_BASE", "LLM_DATA_DIR", "LLM_JUDGE_URL", "LLM_JUDGE
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Strict runs compare outputs, so they get the settings the outputs were made with."""
+    """Strict runs compare outputs, so they get the settings the outputs were made with.
+
+    Processes beside each other share the cores: each takes its part of them, and threads that wait
+    for work do not spin. The kernels of the notebooks inherit both.
+    """
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
+    if workers > 1:
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     if not config.getoption("nbval_lax", default=False):
         for name in CHOICES:
             os.environ.pop(name, None)
