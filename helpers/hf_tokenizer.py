@@ -7,6 +7,7 @@ The same notebook makes helpers.llama, helpers.llama_pretrained, helpers.llama_g
 
 import functools
 import json
+from collections import ChainMap
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from datetime import datetime
@@ -116,9 +117,12 @@ class HFEncoding(tiktoken.Encoding):
         ids = super().encode_ordinary(text)
         if not self.absent_bytes or max(ids, default=0) < NO_TOKEN:
             return ids
-        pieces = (piece.encode("utf-8") for piece in regex.findall(self._pat_str, text))
-        present = (bytes(b for b in piece if b not in self.absent_bytes) for piece in pieces)
-        return [i for piece in present for i in bpe(piece, self._mergeable_ranks, below=NO_TOKEN)]
+        ids, ranks = [], self._mergeable_ranks
+        for piece in regex.findall(self._pat_str, text):
+            data = piece.encode("utf-8")
+            present = bytes(b for b in data if b not in self.absent_bytes)
+            ids += [ranks[data]] if data in ranks else bpe(present, ranks, below=NO_TOKEN)
+        return ids
 
     def encode(self, text: str, **options: object) -> list[int]:
         """As `tiktoken.Encoding.encode`, which takes the same options."""
@@ -193,12 +197,20 @@ def _byte_ranks(vocab: dict[str, int], added: dict[str, int], path: Path) -> dic
     return ranks
 
 
+# cell never-merged of notebooks/08_llama.ipynb
+def _never_merged(token: bytes, ranks: dict[bytes, int]) -> bool:
+    """Whether merges make a token in no text, so that only a piece that equals it becomes it."""
+    return len(bpe(token, ChainMap({token: NO_TOKEN}, ranks), below=NO_TOKEN)) > 2
+
+
 # cell check-merges of notebooks/08_llama.ipynb
-def _check_merges(merges: Iterable[str | list[str]], ranks: dict[bytes, int], path: Path) -> None:
+def _check_merges(merges: Iterable[str | list[str]], ranks: dict[bytes, int],
+                  ignore_merges: bool, path: Path) -> None:
     """Refuse merges whose order is not that of the ids, by which tiktoken merges.
 
     Where each token is what the merges before it leave of its bytes, both ways of merging give the
-    same ids. A token may have several merges, as in files made from tiktoken's: one must do.
+    same ids. A token may have several merges, as in files made from tiktoken's: one must do. With
+    `ignore_merges` a token may have none that does, if it comes about in no text.
     """
     byte_of = {symbol: b for b, symbol in bytes_to_unicode().items()}
     halves: dict[int, set] = {}
@@ -217,7 +229,9 @@ def _check_merges(merges: Iterable[str | list[str]], ranks: dict[bytes, int], pa
             latest = new
             halves.setdefault(new, set()).add(tuple(ids))
     for token, i in ranks.items():
-        if len(token) > 1 and tuple(bpe(token, ranks, below=i)) not in halves.get(i, ()):
+        if len(token) == 1 or tuple(bpe(token, ranks, below=i)) in halves.get(i, ()):
+            continue
+        if not (ignore_merges and _never_merged(token, ranks)):
             raise ValueError(f"{path}: no merge makes the token {token!r} out of what the merges "
                              "before it leave of its bytes.")
 
@@ -285,7 +299,7 @@ def load_hf_tokenizer(folder_or_name: str | Path) -> HFEncoding:
         name = _check_supported(raw, path)
         special = _added_tokens(raw, SPLIT_PATTERNS[name], path)
         ranks = _byte_ranks(raw["model"]["vocab"], special, path)
-        _check_merges(raw["model"]["merges"], ranks, path)
+        _check_merges(raw["model"]["merges"], ranks, bool(raw["model"].get("ignore_merges")), path)
         begin, end = _template_ids(raw.get("post_processor"), path)
     except (KeyError, TypeError, AttributeError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not a tokenizer.json: {type(error).__name__}: "
@@ -317,8 +331,10 @@ def encode_prompt(tokenizer: tiktoken.Encoding, text: str) -> list[int]:
 def token_table(tokenizer: tiktoken.Encoding) -> tuple[dict[str, int], list[str]]:
     """All tokens as `tokenizer.json` writes them, by id, and the merges, each "first second".
 
+    A token that comes about as a whole piece only, as some of Llama 3's, has no merge.
+
     Raises:
-        ValueError: a token is not made of two others by a merge.
+        ValueError: a token is made of two others, of which one has a higher id.
     """
     symbols = bytes_to_unicode()
     ranks = {token: i for token, i in tokenizer._mergeable_ranks.items() if i < tokenizer.n_vocab}
@@ -327,10 +343,11 @@ def token_table(tokenizer: tiktoken.Encoding) -> tuple[dict[str, int], list[str]
     for token, i in sorted(ranks.items(), key=lambda item: item[1]):
         if len(token) > 1:
             halves = bpe(token, ranks, below=i)
-            if len(halves) != 2:
+            if len(halves) == 2:
+                merges.append(" ".join(written[half] for half in halves))
+            elif not _never_merged(token, ranks):
                 raise ValueError(f"The tokenizer {tokenizer.name!r} has the token {token!r}, which "
-                                 f"no merge makes: its parts are {len(halves)}.")
-            merges.append(" ".join(written[half] for half in halves))
+                                 "is merged of a token with a higher id.")
     vocab = {token: i for i, token in written.items()}
     vocab |= {token: tokenizer.encode_single_token(token) for token in tokenizer.special_tokens_set}
     return dict(sorted(vocab.items(), key=lambda item: item[1])), merges
@@ -359,7 +376,7 @@ def save_hf_tokenizer(tokenizer: tiktoken.Encoding, folder: str | Path,
         names: special tokens by their role, as "eos_token"; those of the tokenizer by default.
 
     Raises:
-        ValueError: the tokenizer has another split pattern, or tokens that no merge makes.
+        ValueError: the tokenizer has another split pattern, or merges in another order than ids.
     """
     vocab, merges = token_table(tokenizer)
     names = dict(getattr(tokenizer, "names", {}) if names is None else names)
@@ -382,7 +399,7 @@ def save_hf_tokenizer(tokenizer: tiktoken.Encoding, folder: str | Path,
                     "use_regex": True},
         "model": {"type": "BPE", "dropout": None, "unk_token": None, "fuse_unk": False,
                   "continuing_subword_prefix": None, "end_of_word_suffix": None,
-                  "byte_fallback": False, "ignore_merges": False, "vocab": vocab, "merges": merges}}
+                  "byte_fallback": False, "ignore_merges": True, "vocab": vocab, "merges": merges}}
     config = {"tokenizer_class": "PreTrainedTokenizerFast"} | names
     files = {"tokenizer.json": json.dumps(description, ensure_ascii=False),
              "tokenizer_config.json": json.dumps(config, indent=1, ensure_ascii=False)}

@@ -528,12 +528,12 @@ class MixtureOfExperts(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., C) to (..., C); each expert computes only the tokens that chose it."""
         tokens = x.reshape(-1, x.shape[-1])                                 # (N, C)
-        top, chosen = self.router(tokens).topk(self.top_k, dim=-1)          # (N, k) each
-        gates = top.softmax(dim=-1)                                         # (N, k)
+        top, chosen = self.router(tokens).topk(self.top_k, dim=-1)          # (N, K) each
+        routing = top.softmax(dim=-1)                                       # (N, K)
         y = torch.zeros_like(tokens)
         for i, expert in enumerate(self.experts):
             rows, place = (chosen == i).nonzero(as_tuple=True)              # (n,) each
-            output = gates[rows, place, None] * expert(tokens[rows])        # (n, C)
+            output = routing[rows, place, None] * expert(tokens[rows])      # (n, C)
             y = y.index_add(0, rows, output.to(y.dtype))
         return y.view(x.shape)
 
@@ -546,7 +546,7 @@ def expert_load(logits: Tensor, top_k: int) -> Tensor:
         >>> expert_load(torch.tensor([[3.0, 2.0, 0.0], [0.0, 1.0, 2.0]]), top_k=1)
         tensor([0.5000, 0.0000, 0.5000])
     """
-    chosen = logits.topk(top_k, dim=-1).indices.flatten()                   # (N k,)
+    chosen = logits.topk(top_k, dim=-1).indices.flatten()                   # (N K,)
     return torch.bincount(chosen, minlength=logits.shape[-1]) / chosen.numel()
 
 

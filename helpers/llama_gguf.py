@@ -85,12 +85,16 @@ def _write_llama_tokenizer(writer: gguf.GGUFWriter, tokenizer: tiktoken.Encoding
                            config: LlamaConfig) -> None:
     """Add the tokenizer to the metadata: pattern, tokens, their types, merges, special ids."""
     vocab, merges = token_table(tokenizer)
+    special = tokenizer.special_tokens_set
+    unmerged = sum(len(token) > 1 and token not in special for token in vocab) - len(merges)
+    if unmerged and split_name(tokenizer) != "llama-bpe":
+        raise ValueError(f"The tokenizer has {unmerged} tokens that no merge makes; llama.cpp "
+                         "takes them with Llama 3's split pattern only.")
     tokens = [f"[PAD{i}]" for i in range(config.vocab_size)]
     types = [gguf.TokenType.UNUSED] * config.vocab_size
     for token, i in vocab.items():
-        special = token in tokenizer.special_tokens_set
         tokens[i] = token
-        types[i] = gguf.TokenType.CONTROL if special else gguf.TokenType.NORMAL
+        types[i] = gguf.TokenType.CONTROL if token in special else gguf.TokenType.NORMAL
     writer.add_tokenizer_model("gpt2")                            # byte-level BPE
     writer.add_tokenizer_pre(split_name(tokenizer))
     writer.add_token_list(tokens)

@@ -55,7 +55,7 @@ def _rope(raw: dict, path: Path) -> tuple[float, RopeScaling | None]:
 
 # cell is-id of notebooks/08_llama.ipynb
 def _is_id(value: object, raw: dict) -> bool:
-    """Whether an id is given, and not beyond the vocabulary; of no number, LlamaConfig tells."""
+    """Whether an id is given, and not beyond the vocabulary; LlamaConfig refuses others."""
     return value is not None and not (type(value) is int and value >= raw["vocab_size"])
 
 

@@ -17,7 +17,7 @@ import pytest
 import requests
 import torch
 from fitting import make_model, perturb
-from test_hf_tokenizer import CHAT, encodings, folders, trained  # noqa: F401
+from test_hf_tokenizer import CHAT, WHOLE, encodings, folders, trained  # noqa: F401
 
 from helpers.generation import generate
 from helpers.gguf_export import ALPACA_CHAT_TEMPLATE, gguf_names, ollama_modelfile, save_gguf
@@ -443,6 +443,21 @@ def test_what_is_refused_of_a_llama(changes, dtype, message, tmp_path, tokenizer
     with pytest.raises(ValueError, match=message):
         save_gguf(llama_model(tokenizer, **changes), tokenizer, tmp_path / "m.gguf", dtype)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_tokens_that_no_merge_makes(tmp_path, encodings, tokenizer):
+    """llama.cpp takes a piece that is a token as it is for the pattern of Llama 3 alone."""
+    llama_3 = encodings["llama-bpe"]
+    save_gguf(llama_model(tokenizer, vocab_size=llama_3.n_vocab), llama_3, tmp_path / "m.gguf")
+    said = metadata(tmp_path / "m.gguf")
+    merged = {merge.replace(" ", "") for merge in said["tokenizer.ggml.merges"]}
+    for i, token in WHOLE.items():
+        token = token.replace(" ", "\u0120").replace("\u1ec7", "\u00e1\u00bb\u0129")
+        assert said["tokenizer.ggml.tokens"][i] == token not in merged
+    made = make_encoding("made", [b"abc"])
+    with pytest.raises(ValueError, match="1 tokens that no merge makes"):
+        save_gguf(llama_model(tokenizer), made, tmp_path / "other.gguf")
+    assert not (tmp_path / "other.gguf").exists()
 
 
 @pytest.mark.parametrize("changes", LLAMAS.values(), ids=LLAMAS)

@@ -28,7 +28,15 @@ from helpers.hf_tokenizer import (
     save_hf_tokenizer,
     split_name,
 )
-from helpers.tokenizer import encode, load_tokenizer, make_encoding, mergeable_ranks, train_bpe
+from helpers.tokenizer import (
+    bpe,
+    bytes_to_unicode,
+    encode,
+    load_tokenizer,
+    make_encoding,
+    mergeable_ranks,
+    train_bpe,
+)
 
 TEXT = """low lower lowest slow slowly is the tower, don't lower it, 12 flowers flow over
 I'll say: we've 1234 reasons, THEY'RE 99% sure!!  \n\n\n   def f(x):\n\treturn x + 10\r\n
@@ -44,6 +52,7 @@ HOSTILE = [
     "\r\n\t\x0b\x0c\x1c\x1f\x85\u00a0\u2028\u3000a\u200b b", "\ufeff\ufffd\uffff\U0010ffff",
     "\U0001f469\u200d\U0001f469\u200d\U0001f467\U0001f3fd \U0001f408\ufe0f\U0001f1eb\U0001f1f7",
     "null\x00byte", "[PAD300] [INST] <s> ### Response:", "a" * 300, "\u0301\u0301 e\u0301",
+    "\u0056i\u1ec7t Vi\u1ec7t Vi\u1ec7tlow Vi\u1ec7 \u1ec7t", "were weres werewere the, were-",
     "x\u00a0\u00a0y   z", "_snake_case(x)->y; 3.14e-5 !!?", "\U000461310 \U00046131\U0004d261 x",
 ]
 CHAT = ("{% for m in messages %}{% if loop.first and m.role != 'system' %}<|im_start|>system\n"
@@ -54,7 +63,8 @@ ENDS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 # What Unicode 17 added is a digit to some versions of the libraries' engines and not to others.
 texts = st.lists(st.one_of(
     st.characters(exclude_categories=("Cs", "Cn")),
-    st.sampled_from([*"  \t\n\r'5712aZé\u00a0\u00b2\u0663!-_\u2028", "'s", "'LL", "\r\n", " 5"])),
+    st.sampled_from([*"  \t\n\r'5712aZé\u00a0\u00b2\u0663!-_\u2028", "'s", "'LL", "\r\n", " 5",
+                     " Vi\u1ec7t"])),
     max_size=40).map("".join)
 
 
@@ -75,10 +85,19 @@ def train(form: str) -> Tokenizer:
     return like_llama_3(made) if form == "llama-bpe" else made
 
 
+# Tokens that merging never makes, by id. No two tokens are the parts of the first; "we" and "re"
+# are those of the second, and its merge in the file, but "er" comes before them.
+WHOLE = {300: " Vi\u1ec7t", 320: "were"}
+
+
 def like_llama_3(made: Tokenizer) -> Tokenizer:
-    """Every split of each token as a merge, added tokens beyond the vocabulary, a begin token."""
+    """Every split of each token as a merge, tokens without one that works, a begin token."""
     raw = json.loads(made.to_str())
-    vocab = raw["model"]["vocab"]
+    ordered = sorted(raw["model"]["vocab"], key=raw["model"]["vocab"].get)
+    symbols = bytes_to_unicode()
+    for i, text in WHOLE.items():
+        ordered.insert(i, "".join(symbols[b] for b in text.encode("utf-8")))
+    vocab = raw["model"]["vocab"] = {token: i for i, token in enumerate(ordered)}
     raw["model"]["merges"] = [
         f"{a} {b}" for token in sorted(vocab, key=vocab.get)
         for a, b in sorted(((token[:n], token[n:]) for n in range(1, len(token))
@@ -192,6 +211,47 @@ def test_saved_and_opened_again(form, trained, encodings, tmp_path):
     assert theirs.chat_template == CHAT and theirs.eos_token == "<|im_end|>"
     assert {t: theirs.convert_tokens_to_ids(t) for t in ENDS} == {
         t: again.encode_single_token(t) for t in ENDS}
+
+
+def test_tokens_that_no_merge_makes(trained, encodings, folders, tmp_path):
+    """As several hundred of Llama 3's: `ignore_merges` takes a piece that is a token as it is."""
+    mine, ranks = encodings["llama-bpe"], mergeable_ranks(encodings["llama-bpe"])
+    merges = json.loads(trained["llama-bpe"].to_str())["model"]["merges"]
+    assert ["we", "re"] in merges and not any(first + second == "Vi" for first, second in merges)
+    for i, token in WHOLE.items():
+        assert encode(mine, token) == trained["llama-bpe"].encode(token).ids[1:] == [i]
+        assert ranks[token.encode()] == i
+        assert i not in [*encode(mine, token + "low"), *encode(mine, "a" + token.strip())]
+        assert i not in bpe(token.encode(), ranks, below=i)
+    save_hf_tokenizer(mine, tmp_path)
+    saved = json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))["model"]
+    assert saved["ignore_merges"] and len(saved["vocab"]) == len(mine.token_byte_values()) + 4
+    assert mergeable_ranks(load_hf_tokenizer(tmp_path)) == ranks
+    folder = changed(folders["llama-bpe"], tmp_path, put("model", "ignore_merges", False))
+    with pytest.raises(ValueError, match="no merge makes the token b' Vi"):
+        load_hf_tokenizer(folder)
+
+
+def test_tokens_that_no_merge_makes_among_absent_bytes(folders, trained, tmp_path):
+    def change(raw):
+        raw["model"]["ignore_merges"] = True
+        raw["model"]["vocab"]["were"] = 500
+
+    changed(folders["smollm"], tmp_path, change)
+    theirs = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    mine = load_hf_tokenizer(tmp_path)
+    for text in ("were", "were\U00046131", "\U00046131were low", "were! \U00046131!", *HOSTILE):
+        assert encode(mine, text) == theirs.encode(text, add_special_tokens=False).ids
+    assert encode(mine, "were\U00046131")[0] == 500
+
+
+def test_ignore_merges_does_not_excuse_a_missing_merge(folders, tmp_path):
+    """tiktoken would merge "we" and "at", in "weat" and in longer words too."""
+    put("model", "vocab", "weat", 900)(raw := json.loads(
+        (folders["llama-bpe"] / "tokenizer.json").read_text(encoding="utf-8")))
+    (tmp_path / "tokenizer.json").write_text(json.dumps(raw), encoding="utf-8")
+    with pytest.raises(ValueError, match="no merge makes the token b'weat'"):
+        load_hf_tokenizer(tmp_path)
 
 
 def test_the_series_own_tokenizer_as_tokenizer_json(tmp_path):
@@ -446,7 +506,17 @@ def test_a_tokenizer_that_cannot_be_written(tmp_path):
                               special_tokens={})
     with pytest.raises(ValueError, match="splits text by a pattern that is none of gpt-2"):
         save_hf_tokenizer(other, tmp_path)
-    unmade = make_encoding("unmade", [b"abc"])
-    with pytest.raises(ValueError, match="has the token b'abc', which no merge makes"):
-        save_hf_tokenizer(unmade, tmp_path)
+    disordered = make_encoding("disordered", [b"abc", b"ab"])
+    with pytest.raises(ValueError, match="b'abc', which is merged of a token with a higher"):
+        save_hf_tokenizer(disordered, tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_tokenizer_of_tiktoken_with_a_token_that_no_merge_makes(tmp_path):
+    made = make_encoding("made", [b"abc"])
+    save_hf_tokenizer(made, tmp_path)
+    package = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    single = [made.encode_single_token(letter) for letter in "abcd"]
+    for text, ids in (("abc", [256]), ("abcd", single)):
+        assert encode(made, text) == encode(load_hf_tokenizer(tmp_path), text) == ids
+        assert package.encode(text).ids == ids

@@ -113,7 +113,7 @@ def check_kv_cache_bytes(my_cache_bytes: Callable[..., int]) -> None:
     for c, B, T, size in cases:
         where = (f"{name} for n_layer {c.n_layer}, n_head {c.n_head}, n_kv_head {c.n_kv_head}, "
                  f"head_size {c.head_size}, sliding_window {c.sliding_window}, batch_size {B}, "
-                 f"n_tokens {T}, {size} bytes a number")
+                 f"n_tokens {T}, {size} bytes an element")
         value = expect_number(call(my_cache_bytes, c, B, T, size), where)
         window = T if c.sliding_window is None else min(T, c.sliding_window)
         one = c.n_layer * B * c.head_size * window * size
@@ -125,7 +125,7 @@ def check_kv_cache_bytes(my_cache_bytes: Callable[..., int]) -> None:
                                 "n_kv_head heads.",
             right / c.n_layer: f"this is the cache of one block; there are {c.n_layer}.",
             right / B: f"this is the cache of one row; there are {B}.",
-            right / size: f"this is the number of numbers; each takes {size} bytes.",
+            right / size: f"this is the number of elements; each takes {size} bytes.",
             8 * right: "these are bits; a byte has eight.",
             right / c.head_size * (c.n_embd // c.n_head): "head_size is a field of its own and "
                                                           "need not be n_embd / n_head.",
@@ -326,11 +326,11 @@ def check_router(my_route: Callable[[Tensor, int, int], Tensor]) -> None:
         gates = call(my_route, logits, top_k, capacity)
         expect(torch.equal(logits, kept), f"{name}: the logits that it was given have changed.")
         expect(not isinstance(gates, Tensor) or gates.shape != (N, top_k) or top_k == E,
-               f"{where}: a gate value for each choice, {(N, top_k)}; expected one for each "
+               f"{where}: a routing weight for each choice, {(N, top_k)}; expected one for each "
                f"expert, {(N, E)}, zero where the token does not go.")
         expect_tensor(gates, where, (N, E))
-        expect(gates.is_floating_point(), f"{where}: the gate values are {gates.dtype}.")
-        expect(bool(gates.isfinite().all()), f"{where}: a gate value is not finite.")
+        expect(gates.is_floating_point(), f"{where}: the routing weights are {gates.dtype}.")
+        expect(bool(gates.isfinite().all()), f"{where}: a routing weight is not finite.")
         chosen = logits >= logits.topk(top_k, dim=-1).values[:, -1:]
         right = logits.masked_fill(~chosen, float("-inf")).softmax(dim=-1)
         over_all = logits.softmax(dim=-1) * chosen
@@ -349,13 +349,13 @@ def check_router(my_route: Callable[[Tensor, int, int], Tensor]) -> None:
         expect(torch.equal(mask, fits), f"{where}: wrong tokens are kept. Each expert takes, in "
                "the order of the tokens, the first `capacity` ones that chose it.")
         expect(close(gates, right * fits) or not close(gates, over_all * fits),
-               f"{where}: the gate values are probabilities over all experts. Take the softmax "
-               "over the chosen logits alone.")
+               f"{where}: the routing weights are probabilities over all experts. Take the "
+               "softmax over the chosen logits alone.")
         again = right * fits / (right * fits).sum(dim=-1, keepdim=True).clamp(min=1e-9)
         expect(close(gates, right * fits) or not close(gates, again),
-               f"{where}: the gate values were normalized again after the drop. A dropped choice "
-               "is lost; the others keep their value.")
-        expect(close(gates, right * fits), f"{where}: wrong gate values. Take the softmax over "
-                                           "the chosen logits of each token.")
+               f"{where}: the routing weights were normalized again after the drop. A dropped "
+               "choice is lost; the others keep their value.")
+        expect(close(gates, right * fits), f"{where}: wrong routing weights. Take the softmax "
+                                           "over the chosen logits of each token.")
     done(name)
 

@@ -87,10 +87,10 @@ def rope_by_complex_numbers(x, positions, n_rot, base):
 # The memory of a cache
 
 
-def cache_bytes(config, batch_size, n_tokens, bytes_per_number):
+def cache_bytes(config, batch_size, n_tokens, bytes_per_element):
     kept = min(n_tokens, config.sliding_window or n_tokens)
     return (2 * config.n_layer * batch_size * config.n_kv_head * config.head_size * kept
-            * bytes_per_number)
+            * bytes_per_element)
 
 
 def cache_keys_alone(c, B, T, size):
@@ -449,7 +449,7 @@ WRONG = [
     ("check_router", route_choices, "expected one for each expert"),
     ("check_router", route_the_worst, "not among its top_k"),
     ("check_router", route_in_place, "have changed"),
-    ("check_router", route_ones, "wrong gate values"),
+    ("check_router", route_ones, "wrong routing weights"),
 ]
 RIGHT = [
     ("check_partial_rope", rope_by_complex_numbers),
