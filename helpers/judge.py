@@ -250,10 +250,9 @@ class ChatClient:
     def complete(self, message: str) -> str:
         """Send one message as the user; the text of the reply."""
         body: dict = {"model": self.model, "temperature": 0,
-                      "messages": [{"role": "user", "content": message}]}
+                      "messages": [{"role": "user", "content": message}], **self.extra_body}
         if self.max_tokens is not None:
-            body["max_tokens"] = self.max_tokens
-        body |= self.extra_body
+            body.setdefault("max_tokens", self.max_tokens)
         try:
             reply = self._session.post(self.url, json=body, auth=self._authorise,
                                        timeout=self.timeout, allow_redirects=False)
