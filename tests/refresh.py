@@ -171,6 +171,20 @@ def environment() -> dict[str, str]:
     return kept | {"LLM_DEVICE": "cpu"}
 
 
+def export(path: Path, root: Path = ROOT) -> None:
+    """Export a notebook's modules before it runs, so that its export cell finds nothing to do.
+
+    Else that cell would store "written", and say "unchanged" at the next run.
+    """
+    if path.parent != root / "notebooks":                # a solution makes no module
+        return
+    name = path.relative_to(root).as_posix()
+    done = subprocess.run([sys.executable, "-m", "helpers.export", name], cwd=root,
+                          capture_output=True, text=True)
+    if done.returncode:
+        raise RefreshError(f"{name} could not be exported: {done.stdout}{done.stderr}".rstrip())
+
+
 def execute(notebook: NotebookNode, path: Path, root: Path = ROOT) -> None:
     """Run every cell of a notebook, in place. Raises RefreshError at the first error."""
     current = ["none"]
@@ -223,6 +237,7 @@ def refresh(path: Path, run: bool = True, root: Path = ROOT) -> bool:
         for cell in notebook.cells:
             cell.source = "".join(cell.source)          # the stamp is in lines, as in the file
     if run:
+        export(path, root)
         execute(notebook, path, root)
     after = to_text(clean(notebook, root))
     if path.read_text(encoding="utf-8") != before:

@@ -125,6 +125,17 @@ def test_run_stores_outputs_and_exports(root: Path, monkeypatch: pytest.MonkeyPa
     assert text.startswith('{\n "cells"') and text.endswith("}\n")
 
 
+def test_the_first_run_already_stores_that_the_module_fits(root: Path) -> None:
+    last = "from helpers.export import export_notebook\nexport_notebook('notebooks/01_one.ipynb')"
+    set_up = f"import sys\nsys.path.insert(0, {str(root)!r})"
+    path = save(root, "01_one.ipynb", set_up, "#| default_exp one", "#| export\nx = 1", last)
+    stored = []
+    for _ in range(2):
+        refresh.refresh(path, root=root)
+        stored.append(nbformat.read(path, as_version=4).cells[3].outputs[0].text)
+    assert stored[0] == stored[1] and "unchanged" in stored[0]
+
+
 def test_an_error_leaves_the_file_and_names_the_cell(
     root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
