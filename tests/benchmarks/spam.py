@@ -418,10 +418,9 @@ def later_tasks(rates: dict[tuple[str, str], float], seeds: range, epochs: int,
                           for m in ("all", "random") for seed in seeds]
                 tasks += [Task("curve", c, "baselines", seed=seed, n_train=n) for seed in seeds]
     for c in collections:
-        tasks += [Task("pooling", c, m, rates[c, m], seed, pooling=pooling, max_epochs=epochs)
-                  for m, pooling in (("last", "last column"), ("last", "mean"),
-                                     ("auxiliary dropout", "mean"))
-                  if m in methods for seed in seeds]
+        tasks += [Task("pooling", c, "last", rates[c, "last"], seed, pooling=pooling,
+                       max_epochs=epochs)
+                  for pooling in ("last column", "mean") for seed in seeds]
     if "uci" in collections:
         tasks += [Task("duplicates", "uci", "baselines", seed=seed) for seed in seeds]
     tasks = [task for task in tasks if task.experiment in only]
